@@ -1,0 +1,75 @@
+"""The command line that every job shares: config, overrides, --resume, --dry-run, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel
+
+from grm_ray.config.load import ConfigError, load
+
+J = TypeVar("J", bound=BaseModel)
+
+
+def main(schema: type[J], run: Callable[[J, bool], Path], description: str) -> NoReturn:
+    """Parse the arguments, run the job, leave with its exit code.
+
+    0: done. 2: config or data is wrong (one message, no traceback). 1: anything else.
+    """
+    arguments = _parser(description).parse_args()
+    code = 1
+    try:
+        config = load(schema, arguments.config, arguments.overrides)
+        if arguments.dry_run:
+            _dry_run(config, arguments.cluster)
+        else:
+            if arguments.cluster:
+                raise ConfigError("--cluster FILE goes with --dry-run")
+            signal.signal(signal.SIGTERM, _interrupt)
+            report = run(config, arguments.resume)
+            print(f"report: {os.path.relpath(report)}")
+        code = 0
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; go on with --resume", file=sys.stderr)
+    except Exception as error:  # noqa: BLE001 - the last place that can say what happened
+        traceback.print_exc()
+        print(f"error: {type(error).__name__}: {str(error)[-2000:]}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", required=True, help="a YAML file, see configs/")
+    parser.add_argument("--resume", action="store_true", help="go on after the last checkpoint")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, print the plan, start nothing"
+    )
+    parser.add_argument(
+        "--cluster", metavar="FILE", help="with --dry-run: check against this declared cluster"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    return parser
+
+
+def _dry_run(config: Any, cluster: str | None) -> None:
+    from grm_ray.drivers.checks import check
+    from grm_ray.runtime.placement import declared, this_machine
+
+    nodes = declared(Path(cluster)) if cluster else [this_machine()]
+    print(f"{config.job} job '{config.name}': the config is valid")
+    print(check(config, nodes))
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt

@@ -1,0 +1,77 @@
+"""Text rows to token tables, by the scoring contract."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from grm_ray.data.chat import ScoringContract, answer_tokens, prompt_tokens
+from grm_ray.data.sources import Pair, Prompt
+from grm_ray.data.tables import PAIRS, PROMPTS
+
+
+def encode_pairs(
+    pairs: Sequence[Pair], tokenizer: Any, contract: ScoringContract
+) -> tuple[pa.Table, dict[str, int]]:
+    """`PAIRS` and how many pairs were cut or left out, by reason.
+
+    A pair whose answers become identical by truncation teaches nothing and is left out.
+    """
+    rows: dict[str, list[Any]] = {name: [] for name in PAIRS.names}
+    counts = {"truncated": 0, "too long": 0, "identical after truncation": 0}
+    for number, pair in enumerate(pairs):
+        prompt = prompt_tokens(tokenizer, [{"role": r, "content": c} for r, c in pair.prompt])
+        sides = [
+            contract.close(answer_tokens(tokenizer, text)) for text in (pair.chosen, pair.rejected)
+        ]
+        fitted = _fit_together(contract, prompt, sides)
+        if fitted is None:
+            counts["too long"] += 1
+            continue
+        cut_prompt, chosen, rejected = fitted
+        if chosen == rejected:
+            counts["identical after truncation"] += 1
+            continue
+        counts["truncated"] += int((cut_prompt, chosen, rejected) != (prompt, *sides))
+        rows["uid"].append(f"{pair.prompt_id}:{number}")
+        rows["prompt_tokens"].append(cut_prompt)
+        rows["chosen_tokens"].append(chosen)
+        rows["rejected_tokens"].append(rejected)
+    return pa.table(rows, schema=PAIRS), {k: v for k, v in counts.items() if v}
+
+
+def _fit_together(
+    contract: ScoringContract, prompt: list[int], sides: list[list[int]]
+) -> tuple[list[int], list[int], list[int]] | None:
+    """Cut both answers' sequences, keeping one common prompt."""
+    longest = max(sides, key=len)
+    fitted = contract.fit(prompt, longest)
+    if fitted is None:
+        return None
+    prompt = fitted[0]
+    cut = [contract.fit(prompt, side) for side in sides]
+    if cut[0] is None or cut[1] is None:
+        return None
+    return prompt, cut[0][1], cut[1][1]
+
+
+def encode_prompts(
+    prompts: Sequence[Prompt], tokenizer: Any, max_length: int
+) -> tuple[pa.Table, int]:
+    """`PROMPTS`, and how many prompts were longer than `max_length` tokens and left out."""
+    rows: dict[str, list[Any]] = {name: [] for name in PROMPTS.names}
+    too_long = 0
+    for prompt in prompts:
+        messages = [{"role": r, "content": c} for r, c in prompt.messages]
+        tokens = prompt_tokens(tokenizer, messages)
+        if len(tokens) > max_length:
+            too_long += 1
+            continue
+        rows["prompt_id"].append(prompt.prompt_id)
+        rows["prompt"].append(messages[-1]["content"])
+        rows["messages"].append(json.dumps(messages, ensure_ascii=False))
+        rows["prompt_tokens"].append(tokens)
+    return pa.table(rows, schema=PROMPTS), too_long

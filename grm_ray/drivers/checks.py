@@ -1,0 +1,122 @@
+"""Everything about a config that can be known before a worker starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from grm_ray.config import registry
+from grm_ray.config.load import ConfigError
+from grm_ray.config.schema import Job, Model, PpoJob, RewardModelJob, Source, Workers
+from grm_ray.data import sources
+from grm_ray.data.chat import ScoringContract
+from grm_ray.models import backbone
+from grm_ray.models.checkpoint import check_reward_model
+from grm_ray.runtime.placement import Bundle, Node, bundles, fit
+from grm_ray.runtime.tracking import check_backends
+
+
+@dataclass
+class Plan:
+    """What a run will do, as far as it is known beforehand."""
+
+    bundles: list[Bundle]
+    placed: dict[Bundle, Node] = field(default_factory=dict)
+    reads: list[str] = field(default_factory=list)
+    writes: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = ["workers"]
+        for bundle in self.bundles:
+            node = self.placed.get(bundle)
+            lines.append(f"  {bundle}" + (f"  ->  {node.name}" if node else ""))
+        for title, entries in (("reads", self.reads), ("writes", self.writes)):
+            lines += [title, *(f"  {entry}" for entry in entries)]
+        if self.unchecked:
+            lines += ["could not be checked offline", *(f"  {entry}" for entry in self.unchecked)]
+        return "\n".join(lines)
+
+
+def roles(config: Job) -> dict[str, Workers]:
+    """role -> its workers, for either job."""
+    if isinstance(config, PpoJob):
+        workers = config.workers
+        return {
+            "learner": workers.learner,
+            "rollout": workers.rollout,
+            "scorer": workers.scorer,
+        }
+    assert isinstance(config, RewardModelJob)
+    return {"trainer": config.workers}
+
+
+def check(config: Job, cluster: list[Node] | None = None) -> Plan:
+    """Validate names, models, data and (with `cluster`) placement.
+
+    Raises:
+        ConfigError: the first thing that is wrong, with what would be right.
+    """
+    plan = Plan(bundles(roles(config)))
+    try:
+        check_backends(list(config.tracking))
+        if isinstance(config, RewardModelJob):
+            _reward_model(config, plan)
+        elif isinstance(config, PpoJob):
+            _ppo(config, plan)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    plan.writes.append(f"{config.runs}/{config.name}/")
+    if cluster is not None:
+        plan.placed = fit(plan.bundles, cluster)
+    return plan
+
+
+def _reward_model(config: RewardModelJob, plan: Plan) -> None:
+    registry.check("preference loss", config.loss.preference)
+    if config.loss.regularizer is not None:
+        registry.check("regularizer", config.loss.regularizer)
+    _model(config.model, plan)
+    _data(config.data.train, {"chosen", "rejected"}, plan)
+    if config.data.eval is not None:
+        _data(config.data.eval, {"chosen", "rejected"}, plan)
+    elif config.data.holdout == 0:
+        raise ConfigError("data.holdout: 0 and data.eval: null leave nothing to evaluate on")
+
+
+def _ppo(config: PpoJob, plan: Plan) -> None:
+    if config.reward.true_reward is not None:
+        registry.resolve("true reward", config.reward.true_reward)
+    _model(config.policy, plan)
+    _data(config.data.train, {"prompt"}, plan)
+    if config.data.eval is not None:
+        _data(config.data.eval, {"prompt"}, plan)
+    folder = Path(config.reward.path).expanduser()
+    if folder.is_dir():
+        check_reward_model(folder)
+        ScoringContract.load(folder)
+        plan.reads.append(f"reward model {folder}")
+    elif backbone.is_hub_id(config.reward.path):
+        plan.unchecked.append(f"reward model '{config.reward.path}' (hub id: not looked up)")
+    else:
+        raise ConfigError(
+            f"reward.path: folder {folder} does not exist; train one first "
+            f"(python -m grm_ray.rm) or name an existing reward model"
+        )
+
+
+def _model(model: Model, plan: Plan) -> None:
+    if backbone.is_hub_id(model.path):
+        plan.unchecked.append(f"model '{model.path}' (hub id: not looked up)")
+    else:
+        plan.reads.append(f"model {backbone.resolve(model.path)}")
+
+
+def _data(source: Source, columns: set[str], plan: Plan) -> None:
+    unknown = sources.check(source, columns)
+    if unknown:
+        plan.unchecked.append(unknown)
+    else:
+        plan.reads.append(f"data {source.path} (split '{source.split}')")

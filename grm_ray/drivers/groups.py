@@ -1,0 +1,51 @@
+"""Bringing up the ranks of one training group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+
+class RankFailed(RuntimeError):
+    """A training rank died or failed; the run can be resumed from its last checkpoint."""
+
+
+class Group:
+    """The actors of one ZeRO group, called in lockstep."""
+
+    def __init__(self, make: Callable[[int], Any], world: int) -> None:
+        self.ranks = [make(rank) for rank in range(world)]
+
+    def setup(self, *args: Any) -> list[Any]:
+        """Let the ranks find each other: rank 0 says where it waits."""
+        address = self._get(self.ranks[0].address.remote())
+        return self.call("setup", address, *args)
+
+    def call(self, method: str, *args: Any) -> list[Any]:
+        """`method` with equal arguments on every rank; results in rank order."""
+        return self.gather([getattr(rank, method).remote(*args) for rank in self.ranks])
+
+    def gather(self, refs: list[Any]) -> list[Any]:
+        """Results of one call a rank; the first failure ends the wait for all.
+
+        Raises:
+            RankFailed: with the cause; other ranks may hang in a collective and are not waited for.
+        """
+        pending = list(refs)
+        while pending:
+            done, pending = ray.wait(pending, num_returns=1)
+            self._get(done[0])
+        return ray.get(refs)
+
+    @staticmethod
+    def _get(ref: Any) -> Any:
+        try:
+            return ray.get(ref)
+        except ray.exceptions.RayError as error:
+            raise RankFailed(f"a training rank failed: {error}") from error
+
+    def kill(self) -> None:
+        for rank in self.ranks:
+            ray.kill(rank)

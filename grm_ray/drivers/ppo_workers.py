@@ -1,0 +1,135 @@
+"""The cast of a PPO run: learner ranks, rollout pool, scorer pool, and the weights between them."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from grm_ray.config.schema import PpoJob, Workers
+from grm_ray.drivers.groups import Group
+from grm_ray.runtime import cluster
+from grm_ray.runtime.placement import Bundle
+from grm_ray.runtime.pool import Pool, PoolFailed
+from grm_ray.runtime.weights import Version, WeightUpdate
+from grm_ray.workers.learner import Learner
+from grm_ray.workers.rollout import RolloutWorker
+from grm_ray.workers.scorer import Scorer
+
+
+class PpoCast:
+    """Starts all workers of a run at once, and tells new rollout workers the current weights."""
+
+    def __init__(
+        self,
+        config: PpoJob,
+        folder: Path,
+        policy_path: str,
+        placed: Any,
+        wanted: list[Bundle],
+        fingerprint: str,
+    ) -> None:
+        self._config, self._folder, self._path = config, folder, policy_path
+        self._placed, self._wanted = placed, wanted
+        self._fingerprint = fingerprint
+        self._update: WeightUpdate | None = None
+        self._blob: Any = None
+        self._plain = config.model_dump(mode="json")
+        self._tokens = [0] * config.workers.learner.count
+        self.learners = Group(self._make_learner, config.workers.learner.count)
+        # One share of a step a worker: continuous batching wants all of it at once.
+        self.rollouts = Pool("rollout", self._spawn_rollout, config.workers.rollout.count)
+        self.scorers = Pool("scorer", self._spawn_scorer, config.workers.scorer.count)
+
+    @property
+    def replaced(self) -> int:
+        """Workers that died and were replaced so far."""
+        return self.rollouts.replaced + self.scorers.replaced
+
+    def wait(self) -> None:
+        """Until everyone may serve.
+
+        Raises:
+            PoolFailed: a scorer holds another reward model than the config's folder.
+        """
+        self.learners.setup()
+        for found in self.scorers.wait_ready():
+            if found != self._fingerprint:
+                raise PoolFailed(f"a scorer loaded reward model {found}, not {self._fingerprint}")
+        self.rollouts.wait_ready()
+
+    def evaluate(self, batch: Any, tokens: int) -> tuple[Any, Any]:
+        """Log-probs and values of a batch on the least loaded rank: references to both results."""
+        rank = self._tokens.index(min(self._tokens))
+        self._tokens[rank] += tokens
+        return tuple(self.learners.ranks[rank].evaluate.options(num_returns=2).remote(batch))
+
+    def send_weights(self, version: Version) -> None:
+        """Merged weights of the learner into every rollout engine, or into its replacement."""
+        self._update = self.learners.call("export_weights", version)[0]
+        self._blob = self._bytes_if_needed()
+        refs = {
+            handle: handle.update_weights.remote(self._update, self._blob)
+            for handle in self.rollouts.ready_handles
+        }
+        for handle, ref in refs.items():
+            try:
+                ray.get(ref)
+            except ray.exceptions.RayActorError as error:
+                # Its replacement starts with this very update.
+                self.rollouts.replace_dead(handle, error)
+        self._tokens = [0] * len(self._tokens)
+
+    def close(self) -> None:
+        """Stop engines in order, then everything else; never raises."""
+        with contextlib.suppress(Exception):
+            stopping = [h.shutdown.remote() for h in self.rollouts.ready_handles]
+            stopping += [rank.close.remote() for rank in self.learners.ranks]
+            ray.wait(stopping, num_returns=len(stopping), timeout=10)
+        for handle in [*self.rollouts.handles, *self.scorers.handles, *self.learners.ranks]:
+            with contextlib.suppress(Exception):
+                ray.kill(handle)
+
+    # ------------------------------------------------------------------ inside
+
+    def _bytes_if_needed(self) -> Any:
+        """A reference to the bytes when the cluster has more than the learner's machine."""
+        alive = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+        if len(alive) == 1:
+            return None
+        return self.learners.ranks[0].weight_bytes.remote()
+
+    def _options(self, role: str, slot: int, workers: Workers) -> dict[str, Any]:
+        bundle = next(b for b in self._wanted if (b.role, b.slot) == (role, slot))
+        return cluster.worker_options(self._placed, self._wanted, bundle, workers.threads)
+
+    def _log(self, role: str, slot: int) -> str:
+        return str(self._folder / "logs" / f"{role}-{slot}.log")
+
+    def _make_learner(self, rank: int) -> Any:
+        workers = self._config.workers.learner
+        return Learner.options(**self._options("learner", rank, workers)).remote(
+            self._plain, rank, workers.count, self._path, workers.threads, self._log("learner", rank)
+        )
+
+    def _spawn_rollout(self, slot: int) -> tuple[Any, Any]:
+        workers = self._config.workers.rollout
+        worker = RolloutWorker.options(**self._options("rollout", slot, workers)).remote(
+            self._plain, self._path, workers.threads, self._log("rollout", slot)
+        )
+        return worker, worker.start.remote(self._update, self._blob)
+
+    def _spawn_scorer(self, slot: int) -> tuple[Any, Any]:
+        workers, reward = self._config.workers.scorer, self._config.reward
+        worker = Scorer.options(**self._options("scorer", slot, workers)).remote(
+            str(Path(reward.path).expanduser().resolve()),
+            reward.dtype,
+            self._path,
+            reward.true_reward,
+            reward.tokens_per_micro_batch,
+            workers.threads,
+            self._log("scorer", slot),
+        )
+        return worker, worker.fingerprint.remote()

@@ -1,0 +1,144 @@
+"""Causal language models as both trainers use them: loading, LoRA, merged weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from grm_ray.config.load import ConfigError
+from grm_ray.config.schema import Lora, Model
+
+EMBEDDED = "smollm2-135m-instruct"
+
+
+def resolve(path: str) -> str:
+    """The folder (or hub id) behind a config's model path.
+
+    Raises:
+        ConfigError: when it is a folder that does not exist or holds no model.
+    """
+    if path == EMBEDDED:
+        from grm_ray.models.embedded import embedded_model_path
+
+        try:
+            return str(embedded_model_path())
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+    if is_hub_id(path):
+        return path
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(
+            f"model folder {path} does not exist (write {EMBEDDED} for the embedded model)"
+        )
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"model folder {path} has no config.json: it is no Hugging Face model")
+    return str(folder)
+
+
+def is_hub_id(path: str) -> bool:
+    """`owner/name` that is no folder here."""
+    looks = path.count("/") == 1 and not path.startswith((".", "/", "~")) and path.strip("/") == path
+    # A run's own output folder is meant as a folder, also when it is not there (yet).
+    return looks and not Path(path).exists() and not path.startswith("runs/")
+
+
+def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def load_causal_lm(model: Model, path: str | None = None) -> nn.Module:
+    """`model` with its language head, LoRA applied, ready to train; eager weights in its dtype."""
+    from transformers import AutoModelForCausalLM
+
+    lm = AutoModelForCausalLM.from_pretrained(
+        path or resolve(model.path),
+        dtype=getattr(torch, model.dtype),
+        attn_implementation="sdpa",
+        trust_remote_code=model.trust_remote_code,
+    )
+    lm.config.use_cache = False
+    if model.lora is not None:
+        lm = apply_lora(lm, model.lora)
+    if model.gradient_checkpointing:
+        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if model.lora is not None:
+            lm.enable_input_require_grads()
+    return lm
+
+
+def apply_lora(lm: nn.Module, lora: Lora) -> nn.Module:
+    """`lm` as a PEFT model with one trainable adapter; everything else frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        lm,
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.targets,
+        ),
+        # PEFT would keep adapters in fp32; DeepSpeed's bf16 casts every parameter anyway.
+        autocast_adapter_dtype=False,
+    )
+
+
+def is_lora(lm: nn.Module) -> bool:
+    return hasattr(lm, "peft_config")
+
+
+def unwrap(lm: nn.Module) -> nn.Module:
+    """The transformers model inside a PEFT model (or itself)."""
+    return lm.get_base_model() if is_lora(lm) else lm
+
+
+def hidden_states(lm: nn.Module, input_ids_BL: torch.Tensor) -> torch.Tensor:
+    """Last hidden state (after the final norm) of right-padded rows, `(B, L, H)`.
+
+    No attention mask: with causal attention, padding on the right reaches no token before it.
+    """
+    base = unwrap(lm)
+    position_ids = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device)[None]
+    backbone = getattr(base, base.base_model_prefix)
+    return backbone(
+        input_ids=input_ids_BL, position_ids=position_ids, use_cache=False
+    ).last_hidden_state
+
+
+def adapter_off(lm: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """With LoRA, the frozen starting model: the policy's reference without a second copy."""
+    return lm.disable_adapter()
+
+
+def merged_weights(lm: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """(transformers name, weight) of `lm` with its adapter merged in; `lm` is left as it is.
+
+    The sum is taken in fp32 and rounded once, so that it does not depend on the merge order.
+    """
+    base = unwrap(lm)
+    layers = {n: m for n, m in base.named_modules() if hasattr(m, "get_delta_weight")}
+    for name, parameter in base.named_parameters():
+        if ".lora_" in name:
+            continue
+        weight = parameter.detach()
+        if ".base_layer." in name:
+            module_name, _, leaf = name.partition(".base_layer.")
+            name = f"{module_name}.{leaf}"
+            layer = layers.get(module_name)
+            if layer is not None and leaf == "weight":
+                with torch.no_grad():
+                    (adapter,) = layer.active_adapters
+                    down = layer.lora_A[adapter].weight.float()
+                    up = layer.lora_B[adapter].weight.float()
+                    delta = layer.scaling[adapter] * (up @ down)
+                    weight = (weight.float() + delta).to(parameter.dtype)
+        yield name, weight

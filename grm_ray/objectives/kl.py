@@ -1,0 +1,124 @@
+"""How far the policy has gone from the reference: estimators, the penalty, its controllers.
+
+Estimators: Schulman 2020, "Approximating KL Divergence". With tokens drawn from pi, each estimates
+KL(pi || ref) from `d = logp - ref_logp` of the drawn token alone, in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+
+from grm_ray.objectives.rows import row_lengths
+
+Estimator = Literal["k1", "k2", "k3"]
+
+
+def k1(logp_T: torch.Tensor, ref_logp_T: torch.Tensor) -> torch.Tensor:
+    """`d`: no bias, high variance; single tokens can be negative. `(T,)` fp32."""
+    return logp_T.float() - ref_logp_T.float()
+
+
+def k2(logp_T: torch.Tensor, ref_logp_T: torch.Tensor) -> torch.Tensor:
+    """`d^2 / 2`: never negative, biased where the two are far apart. `(T,)` fp32."""
+    return 0.5 * k1(logp_T, ref_logp_T).square()
+
+
+def k3(logp_T: torch.Tensor, ref_logp_T: torch.Tensor) -> torch.Tensor:
+    """`exp(-d) - 1 + d`: never negative, and no bias. `(T,)` fp32."""
+    d_T = k1(logp_T, ref_logp_T)
+    # expm1 keeps the digits near d = 0, where exp(-d) - 1 + d would round to noise of either sign.
+    return (torch.expm1(-d_T) + d_T).clamp_min(0.0)
+
+
+ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+
+
+def kl_rewards(
+    scores_B: torch.Tensor,
+    logp_T: torch.Tensor,
+    ref_logp_T: torch.Tensor,
+    offsets_B1: torch.Tensor,
+    beta: float,
+    kind: Estimator = "k1",
+) -> torch.Tensor:
+    """Reward of each token: `-beta * kl_t`, plus the row's score at its last token.
+
+    Ziegler et al. 2019, equation 2, spread over the tokens.
+
+    Args:
+        scores_B: one reward a row.
+        logp_T, ref_logp_T: log-probs of the drawn tokens; no gradient flows through them.
+        offsets_B1: row i is `[offsets[i]:offsets[i + 1]]`.
+        beta: units of reward a nat.
+
+    Returns:
+        `(T,)` fp32.
+
+    Raises:
+        ValueError: unknown `kind`, sizes that do not fit, or a row without a token for its score.
+    """
+    if kind not in ESTIMATORS:
+        raise ValueError(f"unknown KL estimator '{kind}'; known: {', '.join(ESTIMATORS)}")
+    lengths_B = row_lengths(offsets_B1, len(logp_T))
+    if len(scores_B) != len(lengths_B):
+        raise ValueError(f"{len(scores_B)} scores for {len(lengths_B)} rows")
+    if bool((lengths_B == 0).any()):
+        row = int((lengths_B == 0).nonzero()[0])
+        raise ValueError(f"row {row} has no tokens: its score would fall on another row's token")
+    rewards_T = -beta * ESTIMATORS[kind](logp_T.detach(), ref_logp_T.detach())
+    last_B = (offsets_B1[1:] - 1).long().to(rewards_T.device)
+    return rewards_T.index_add(0, last_B, scores_B.detach().float().to(rewards_T.device))
+
+
+class FixedKL:
+    """A KL coefficient that stays where it is.
+
+    Attributes:
+        coefficient: units of reward a nat, 0 or more.
+    """
+
+    def __init__(self, coefficient: float) -> None:
+        if not (math.isfinite(coefficient) and coefficient >= 0.0):
+            raise ValueError(f"a KL coefficient is a number from 0 up, not {coefficient}")
+        self.coefficient = coefficient
+
+    def update(self, kl: float, rows: int) -> None:
+        """Tell the mean KL an answer (nats) of the `rows` answers just learned from."""
+
+    def state_dict(self) -> dict[str, float]:
+        return {"coefficient": self.coefficient}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.coefficient = float(state["coefficient"])
+
+
+class AdaptiveKL(FixedKL):
+    """Moves the coefficient until the KL meets a target (Ziegler et al. 2019, section 2.2).
+
+    `coefficient *= 1 + clip(kl / target - 1, -0.2, 0.2) * rows / horizon`
+
+    Args:
+        coefficient: where it starts; above 0, for 0 could never grow.
+        target: wanted mean KL an answer, in nats.
+        horizon: answers over which a full error moves the coefficient by a fifth.
+
+    Raises:
+        ValueError: one of the three is not above 0.
+    """
+
+    def __init__(self, coefficient: float, target: float, horizon: float) -> None:
+        super().__init__(coefficient)
+        for name, value in {"coefficient": coefficient, "target": target, "horizon": horizon}.items():
+            if not (math.isfinite(value) and value > 0.0):
+                raise ValueError(f"an adaptive KL needs a {name} above 0, not {value}")
+        self._target, self._horizon = target, horizon
+
+    def update(self, kl: float, rows: int) -> None:
+        if not math.isfinite(kl):
+            raise ValueError(f"the mean KL of {rows} answers is {kl}: the policy has diverged")
+        error = min(max(kl / self._target - 1.0, -0.2), 0.2)
+        # Beyond one horizon a step, the product could turn the coefficient negative.
+        self.coefficient *= 1.0 + error * min(rows / self._horizon, 1.0)

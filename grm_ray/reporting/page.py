@@ -1,0 +1,124 @@
+"""The report of a run: one HTML file that needs no network, no script and no other file."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from html import escape
+from pathlib import Path
+
+from grm_ray import __version__
+from grm_ray.reporting.curves import Chart, charts, more_charts, time_section
+from grm_ray.reporting.headline import Card, cards, verdict
+from grm_ray.reporting.run import Run, read_run
+from grm_ray.reporting.samples import clean, conversations, pair
+from grm_ray.reporting.style import CSS
+
+# Belt and braces: should a text ever get past the escaping, a browser still runs nothing of it.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_FOOTER = (
+    "<footer>Made by grm_ray {} from the files of this run folder. "
+    "Point at a chart to read its values.</footer>"
+)
+_JOBS = {"ppo": "PPO against a reward model", "rm": "Reward model training"}
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `run_dir/report.html` from what the run has left so far, and return its path.
+
+    Works at any moment of a run, and after one that was killed: the page says what is missing.
+
+    Raises:
+        ValueError: `run_dir` is no folder.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise ValueError(f"{run_dir}: no such folder; a run lives in runs/<name>")
+    page = render(read_run(run_dir))
+    path = run_dir / "report.html"
+    # Written beside and moved: a browser that reloads never sees half a page.
+    beside = path.with_suffix(".html.new")
+    beside.write_text(page, encoding="utf-8")
+    os.replace(beside, path)
+    return path
+
+
+def render(run: Run) -> str:
+    """The page as text."""
+    pairs = pair(run)
+    title = f"{run.name} · grm_ray"
+    parts = [
+        f'<p class="eyebrow">{_JOBS[run.job]}</p><h1>{clean(run.name)}</h1>',
+        f'<p class="soft">{_subtitle(run)}</p>',
+        _paragraph("verdict", verdict(run, pairs)),
+        _notes(run.notes),
+        _cards(cards(run, pairs)),
+        _section("Curves", *charts(run)),
+        time_section(run),
+        conversations(run, pairs) if run.job == "ppo" else "",
+        _more(more_charts(run)),
+        _configuration(run),
+        _FOOTER.format(escape(__version__)),
+    ]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f"<title>{clean(title)}</title><style>{CSS}</style></head>"
+        f"<body><main>{''.join(parts)}</main></body></html>\n"
+    )
+
+
+def _subtitle(run: Run) -> str:
+    parts = []
+    policy = (run.config.get("policy") or run.config.get("model") or {}).get("path")
+    reward = (run.config.get("reward") or {}).get("path")
+    if policy:
+        parts.append(f"{'policy' if run.job == 'ppo' else 'backbone'} {clean(policy)}")
+    if reward:
+        parts.append(f"reward model {clean(reward)}")
+    started = run.steps[0].get("time") if run.steps else None
+    if isinstance(started, int | float):
+        when = datetime.datetime.fromtimestamp(started, datetime.UTC)
+        parts.append(f"first step {when:%Y-%m-%d %H:%M} UTC")
+    return " · ".join(parts)
+
+
+def _paragraph(kind: str, text: str) -> str:
+    return f'<p class="{kind}">{text}</p>' if text else ""
+
+
+def _notes(notes: list[str]) -> str:
+    items = "".join(f"<li>{clean(note)}</li>" for note in notes)
+    return f'<ul class="notes" role="note">{items}</ul>' if items else ""
+
+
+def _cards(found: list[Card]) -> str:
+    if not found:
+        return ""
+    shown = "".join(
+        f'<div class="card"><div class="what">{card.what}</div>'
+        f'<div class="value">{card.value}</div><div class="more">{card.more}</div></div>'
+        for card in found
+    )
+    return f'<div class="cards">{shown}</div>'
+
+
+def _section(title: str, about: str, found: list[Chart]) -> str:
+    if not found:
+        return ""
+    shown = "".join(chart.html() for chart in found)
+    return f'<h2>{title}</h2><p class="about">{about}</p><div class="charts">{shown}</div>'
+
+
+def _more(found: list[Chart]) -> str:
+    if not found:
+        return ""
+    shown = "".join(chart.html() for chart in found)
+    return f'<h2>Details</h2><details><summary>More curves</summary><div class="charts">{shown}</div></details>'
+
+
+def _configuration(run: Run) -> str:
+    if not run.config_text:
+        return ""
+    return f"<details><summary>Configuration</summary><pre>{clean(run.config_text)}</pre></details>"

@@ -1,0 +1,163 @@
+"""A run folder as the report reads it: whatever is there, with a note on what is not.
+
+A run that was killed leaves steps, perhaps half a line, perhaps no samples: all of that is read
+as far as it goes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+SAMPLE_COLUMNS = ("uid", "prompt", "response", "reward", "true_reward", "length")
+
+
+@dataclass
+class Run:
+    """`steps`: metrics objects in the order of their "step"; `notes`: what a reader must know."""
+
+    folder: Path
+    job: str
+    config: dict[str, Any]
+    config_text: str
+    steps: list[dict[str, Any]]
+    samples: dict[str, list[dict[str, Any]]]
+    quarantined: int
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return str(self.config.get("name") or self.folder.resolve().name)
+
+    def column(self, key: str) -> list[float | None]:
+        """The values of `key`, one a step, None where a step has no such number."""
+        return [number(row.get(key)) for row in self.steps]
+
+    def has(self, key: str) -> bool:
+        return any(value is not None for value in self.column(key))
+
+    def keys(self, prefix: str) -> list[str]:
+        """Keys that begin with `prefix`, in the order of their first appearance."""
+        found = dict.fromkeys(k for row in self.steps for k in row if k.startswith(prefix))
+        return [key for key in found if self.has(key)]
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `folder` holds what every run writes first."""
+    return (folder / "config.yaml").is_file() or (folder / "metrics.jsonl").is_file()
+
+
+def read_run(folder: Path) -> Run:
+    """Read what `folder` holds; nothing in it is needed."""
+    notes: list[str] = []
+    config, text = _config(folder, notes)
+    steps = _steps(folder, notes)
+    job = config.get("job")
+    if job not in ("rm", "ppo"):
+        job = "rm" if any("accuracy" in row or "eval/accuracy" in row for row in steps) else "ppo"
+        if steps:
+            notes.append(f"config.yaml names no job: read as {job}, by the metrics it has.")
+    run = Run(folder, job, config, text, steps, _samples(folder, notes), _quarantined(folder))
+    run.notes = notes + _gaps(run)
+    return run
+
+
+def number(value: Any) -> float | None:
+    """`value` as a float, None where it is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value)
+
+
+def _config(folder: Path, notes: list[str]) -> tuple[dict[str, Any], str]:
+    path = folder / "config.yaml"
+    if not path.is_file():
+        notes.append("There is no config.yaml in this folder.")
+        return {}, ""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        notes.append(f"config.yaml cannot be read: {error}")
+        config = None
+    return (config if isinstance(config, dict) else {}), text
+
+
+def _steps(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    by_step: dict[int, dict[str, Any]] = {}
+    torn = 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line, parse_constant=lambda _: None)
+            by_step[int(row["step"])] = row
+        except (ValueError, KeyError, TypeError):
+            torn += 1
+    if torn:
+        notes.append(f"{_count(torn, 'line')} of metrics.jsonl could not be read.")
+    bad = {
+        (step, key) for step, row in by_step.items() for key in row.get("non_finite") or [] if key
+    }
+    if bad:
+        first = min(step for step, _ in bad)
+        names = ", ".join(sorted({str(key) for _, key in bad}))
+        notes.append(f"Not a finite number, from step {first} on at times: {names}.")
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _samples(folder: Path, notes: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """name of the file -> its rows. Step files are many: only the newest is read."""
+    paths = {path.stem: path for path in sorted((folder / "samples").glob("*.parquet"))}
+    newest = max((name for name in paths if name.startswith("step-")), default=None)
+    rows = {}
+    for name in ("before", "after", newest):
+        if name is None or name not in paths:
+            continue
+        try:
+            table = pq.read_table(paths[name])
+        except (pa.ArrowException, OSError) as error:
+            notes.append(f"samples/{name}.parquet cannot be read: {error}")
+            continue
+        rows[name] = [
+            {column: row.get(column) for column in SAMPLE_COLUMNS} for row in table.to_pylist()
+        ]
+    return rows
+
+
+def _quarantined(folder: Path) -> int:
+    path = folder / "quarantine.jsonl"
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        return sum(1 for line in file if line.strip())
+
+
+def _gaps(run: Run) -> list[str]:
+    if not run.steps:
+        return ["No step has been finished yet: the run has just begun, or ended before its first."]
+    notes = []
+    last = int(run.steps[-1]["step"])
+    wanted = number((run.config.get("ppo") or {}).get("steps")) if run.job == "ppo" else None
+    unfinished = wanted is not None and last < wanted
+    if unfinished:
+        notes.append(f"Step {last} of {wanted:.0f}: the run is still going on, or was stopped.")
+    if run.job == "ppo" and "before" not in run.samples:
+        notes.append("No answers from before training were kept: there is nothing to compare with.")
+    elif run.job == "ppo" and "after" not in run.samples:
+        notes.append("No answers from after training yet: a run writes them when it ends.")
+    if run.quarantined:
+        rows = _count(run.quarantined, "input row")
+        notes.append(f"{rows} could not be used; quarantine.jsonl says which and why.")
+    return notes
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" + ("" if n == 1 else "s")

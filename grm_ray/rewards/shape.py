@@ -1,0 +1,97 @@
+"""Shaping of scalar rewards `(B,)`, one a row: tensors in, tensors out, nothing overwritten."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+class RunningNormalizer:
+    """Mean and standard deviation of all scores so far, merged batch by batch.
+
+    Chan, Golub and LeVeque 1983, equations 2.1a and 2.1b: no difference of large sums, and the same
+    result, beyond rounding, for any split into batches. Kept in fp64 as Python numbers, so that a
+    state survives JSON bit for bit.
+
+    Attributes:
+        count: scores seen.
+        mean: their mean; 0 before the first.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = 0.0
+        self._squares = 0.0  # sum of squared deviations from the mean
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation; 1 until two scores differ, so that dividing is safe."""
+        return (math.sqrt(self._squares / self.count) if self.count else 0.0) or 1.0
+
+    def update(self, scores_B: torch.Tensor) -> None:
+        """Take in a batch, which may be empty.
+
+        Raises:
+            ValueError: a score is not finite; the state is then as before.
+        """
+        if not scores_B.numel():
+            return
+        bad = int((~scores_B.isfinite()).sum())
+        if bad:
+            raise ValueError(f"{bad} of {scores_B.numel()} scores are not finite")
+        scores_B = scores_B.detach().double()
+        mean = float(scores_B.mean())
+        self._merge(scores_B.numel(), mean, float((scores_B - mean).square().sum()))
+
+    def merge(self, other: RunningNormalizer) -> None:
+        """Take in what another normaliser has seen."""
+        if other.count:
+            self._merge(other.count, other.mean, other._squares)
+
+    def normalize(self, scores_B: torch.Tensor) -> torch.Tensor:
+        """`(scores - mean) / std`, fp32; changes no state."""
+        return ((scores_B.double() - self.mean) / self.std).float()
+
+    def state_dict(self) -> dict[str, float]:
+        return {"count": self.count, "mean": self.mean, "squares": self._squares}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.count, self.mean = int(state["count"]), float(state["mean"])
+        self._squares = float(state["squares"])
+
+    def _merge(self, count: int, mean: float, squares: float) -> None:
+        delta, total = mean - self.mean, self.count + count
+        self._squares += squares + delta * delta * self.count * count / total
+        self.mean += delta * count / total
+        self.count = total
+
+
+def clip(scores_B: torch.Tensor, bound: float) -> torch.Tensor:
+    """Rewards held within `[-bound, bound]`, in the unit they come in.
+
+    Raises:
+        ValueError: `bound` is not above 0.
+    """
+    if not bound > 0.0:
+        raise ValueError(f"a reward bound must be above 0, not {bound}")
+    return scores_B.clamp(-bound, bound)
+
+
+def missing_eos_penalty(
+    scores_B: torch.Tensor, finished_B: torch.Tensor, penalty: float
+) -> torch.Tensor:
+    """`penalty` less for an answer that ran into the length limit instead of ending itself.
+
+    Args:
+        finished_B: bool (or 0 and 1): whether the answer ended with its end token.
+        penalty: units of reward, 0 or more.
+
+    Raises:
+        ValueError: a negative penalty, which would pay for not finishing; or sizes that differ.
+    """
+    if not penalty >= 0.0:
+        raise ValueError(f"a missing-EOS penalty must be 0 or more, not {penalty}")
+    if scores_B.shape != finished_B.shape:
+        raise ValueError(f"{len(scores_B)} scores, but {len(finished_B)} finished flags")
+    return scores_B - penalty * (~finished_B.bool()).to(scores_B.dtype)

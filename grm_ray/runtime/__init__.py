@@ -1,0 +1,1 @@
+"""What keeps a run alive: pool, ledger, weights, placement, snapshots. Knows no language model."""

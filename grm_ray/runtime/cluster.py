@@ -1,0 +1,122 @@
+"""Joining a Ray cluster or starting one on this machine, and leaving nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import psutil
+
+from grm_ray.config.load import ConfigError
+from grm_ray.runtime.placement import Bundle, Node, fit, this_machine
+
+
+@contextlib.contextmanager
+def session(wanted: Sequence[Bundle]) -> Iterator[None]:
+    """A Ray session with room for `wanted`: the cluster of RAY_ADDRESS, or a local one.
+
+    Raises:
+        ConfigError: the workers do not fit, before any of them starts.
+    """
+    local = not os.environ.get("RAY_ADDRESS")
+    if local:
+        fit(wanted, [this_machine()])
+    # Without this Ray replaces CUDA_VISIBLE_DEVICES by an empty list in workers without a GPU.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    import ray
+
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if local:
+        here = this_machine()
+        ray.init(
+            address="local",
+            num_cpus=int(here.cpus),
+            num_gpus=int(here.gpus),
+            include_dashboard=False,
+            **options,
+        )
+    else:
+        ray.init(address="auto" if os.environ["RAY_ADDRESS"] == "auto" else None, **options)
+    try:
+        fit(wanted, nodes())
+        yield
+    finally:
+        children = psutil.Process().children(recursive=True) if local else []
+        ray.shutdown()
+        _end(children)
+
+
+def nodes() -> list[Node]:
+    """The alive nodes of the joined cluster with their total resources."""
+    import ray
+
+    found = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            resources = node["Resources"]
+            name = node.get("NodeManagerHostname", node["NodeID"][:8])
+            found.append(Node(name, resources.get("CPU", 0), resources.get("GPU", 0)))
+    return found
+
+
+@contextlib.contextmanager
+def placement_group(wanted: Sequence[Bundle], timeout_s: float = 60) -> Iterator[Any]:
+    """Reserve every bundle at once, so that no worker waits for ever for its place.
+
+    Raises:
+        ConfigError: the cluster's free resources do not suffice within `timeout_s`.
+    """
+    import ray
+    from ray.util.placement_group import placement_group as reserve
+    from ray.util.placement_group import remove_placement_group
+
+    group = reserve([b.resources() for b in wanted], strategy="PACK")
+    try:
+        if not group.wait(timeout_s):
+            free = {k: v for k, v in ray.available_resources().items() if k in {"CPU", "GPU"}}
+            raise ConfigError(
+                f"the workers fit the cluster, but it is busy: free now {free}, wanted "
+                f"{sum(b.cpus for b in wanted):g} CPU and {sum(b.gpus for b in wanted):g} GPU"
+            )
+        yield group
+    finally:
+        with contextlib.suppress(Exception):
+            remove_placement_group(group)
+
+
+def worker_options(group: Any, wanted: Sequence[Bundle], bundle: Bundle, threads: int) -> dict:
+    """Ray options of the actor that lives in `bundle`."""
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    environment = {
+        # Several roles share the cores: a thread that spins at a barrier steals another's core.
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "KMP_BLOCKTIME": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+    if bundle.gpus == 0:
+        environment["DS_ACCELERATOR"] = "cpu"
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    return {
+        "num_cpus": bundle.cpus,
+        "num_gpus": bundle.gpus,
+        "max_restarts": 0,  # the pool restarts what it can bring back into a known state
+        "runtime_env": {"env_vars": environment},
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(
+            group, placement_group_bundle_index=list(wanted).index(bundle)
+        ),
+    }
+
+
+def _end(processes: list[psutil.Process], timeout_s: float = 10) -> None:
+    """Wait for a local cluster's processes, and end those that do not go by themselves."""
+    _, alive = psutil.wait_procs(processes, timeout=timeout_s)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=5)

@@ -1,0 +1,89 @@
+"""The ledger: where every row of the run stands, by uid.
+
+A uid is `prompt id : epoch : sample`. Work is idempotent by uid: an event that came before counts
+once. On disk it is `ledger.jsonl`, one line a step with the uids that were learned from; a resumed
+run cuts the lines after its checkpoint, so that the file tells which prompts were truly used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def uid(prompt_id: str, epoch: int, sample: int) -> str:
+    return f"{prompt_id}:{epoch}:{sample}"
+
+
+def seed(uid: str, run_seed: int) -> int:
+    """31-bit sampling seed of a row: a function of its name, so that a lost row comes back."""
+    digest = hashlib.sha256(f"{run_seed}/{uid}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") & 0x7FFFFFFF
+
+
+class StepLedger:
+    """The rows of one step: each is generated once, scored once, evaluated once."""
+
+    def __init__(self, uids: Iterable[str], needs: frozenset[str]) -> None:
+        self._done: dict[str, set[str]] = {u: set() for u in uids}
+        self._needs = needs
+
+    def record(self, stage: str, uids: Iterable[str]) -> list[str]:
+        """Note that `stage` is done for `uids`; returns those for which that is news.
+
+        Raises:
+            KeyError: a uid that this step never issued.
+        """
+        fresh = []
+        for name in uids:
+            if stage not in self._done[name]:
+                self._done[name].add(stage)
+                fresh.append(name)
+        return fresh
+
+    def lacking(self, stage: str) -> list[str]:
+        return [u for u, done in self._done.items() if stage not in done]
+
+    @property
+    def complete(self) -> bool:
+        return all(self._needs <= done for done in self._done.values())
+
+    @property
+    def uids(self) -> list[str]:
+        return list(self._done)
+
+
+class LedgerFile:
+    """`ledger.jsonl`: `{"step": k, "uids": [...]}`, appended after the step's update."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def append(self, step: int, uids: list[str]) -> None:
+        with self._path.open("a", encoding="utf-8") as out:
+            out.write(json.dumps({"step": step, "uids": uids}) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+
+    def steps(self) -> dict[int, list[str]]:
+        """step -> uids; a torn last line (killed while writing) is left out."""
+        found: dict[int, list[str]] = {}
+        if self._path.exists():
+            for line in self._path.read_text(encoding="utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                found[entry["step"]] = entry["uids"]
+        return found
+
+    def cut_after(self, step: int) -> None:
+        """Forget steps after `step`: they are done again from the checkpoint."""
+        kept = {k: v for k, v in self.steps().items() if k <= step}
+        fresh = self._path.with_name(self._path.name + ".part")
+        lines = (json.dumps({"step": k, "uids": v}) + "\n" for k, v in kept.items())
+        fresh.write_text("".join(lines), encoding="utf-8")
+        fresh.replace(self._path)

@@ -1,0 +1,199 @@
+"""A pool of workers of one role: work goes to whoever is free, the dead are replaced.
+
+The pool knows nothing of what its workers do. It pulls: each ready worker holds at most `depth`
+pieces of work, the rest waits in one line, so that a slow worker never sits on work that another
+could do. A worker that died is spawned anew and serves again only after its `ready` call came back;
+its unfinished work is handed back to the caller, who knows what of it is still lacking.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+
+class PoolFailed(RuntimeError):
+    """A role cannot be kept alive; the message carries the last cause."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One piece of work: `call(handle)` gives a reference, or a streaming generator."""
+
+    call: Callable[[Any], Any]
+    payload: Any
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened: a streamed `item`, a `result`, the `end` of a stream, or `lost` work."""
+
+    kind: Literal["item", "result", "end", "lost"]
+    work: Work
+    value: Any = None
+
+
+@dataclass
+class _Member:
+    slot: int
+    handle: Any
+    ready_ref: Any
+    ready: bool = False
+    work: list[tuple[Any, Work]] = field(default_factory=list)
+
+
+class Pool:
+    """Workers of one role.
+
+    Args:
+        role: for messages.
+        spawn: slot -> (actor handle, reference that resolves when it may serve).
+        count: number of workers.
+        depth: pieces of work a worker may hold at once.
+        max_replacements: consecutive deaths without finished work after which the pool gives up.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        spawn: Callable[[int], tuple[Any, Any]],
+        count: int,
+        depth: int = 2,
+        max_replacements: int = 3,
+    ) -> None:
+        self.role = role
+        self.replaced = 0
+        self._spawn = spawn
+        self._depth = depth
+        self._max = max_replacements
+        self._deaths = 0
+        self._line: deque[Work] = deque()
+        self._members = [_Member(slot, *spawn(slot)) for slot in range(count)]
+
+    @property
+    def handles(self) -> list[Any]:
+        return [member.handle for member in self._members]
+
+    @property
+    def ready_handles(self) -> list[Any]:
+        return [member.handle for member in self._members if member.ready]
+
+    @property
+    def idle(self) -> bool:
+        """No work held or waiting."""
+        return not self._line and not any(member.work for member in self._members)
+
+    def submit(self, work: Work) -> None:
+        self._line.append(work)
+        self._dispatch()
+
+    def waitables(self) -> list[Any]:
+        """What `ray.wait` should watch for this pool."""
+        refs = [m.ready_ref for m in self._members if not m.ready]
+        return refs + [ref for member in self._members for ref, _ in member.work]
+
+    def owns(self, ref: Any) -> bool:
+        return any(ref is own for own in self.waitables())
+
+    def handle(self, ref: Any) -> list[Event]:
+        """Turn one ready reference into events; replaces the worker when it turns out dead.
+
+        Raises:
+            PoolFailed: the role died too often, or a call raised an error of the program.
+        """
+        for member in self._members:
+            if not member.ready and ref is member.ready_ref:
+                return self._became_ready(member)
+            for held, work in member.work:
+                if held is ref:
+                    return self._progress(member, held, work)
+        return []
+
+    def wait_ready(self) -> list[Any]:
+        """Block until every worker may serve; returns what their ready calls gave."""
+        values = []
+        for member in self._members:
+            while not member.ready:
+                self._became_ready(member)
+            values.append(ray.get(member.ready_ref))
+        return values
+
+    def replace_dead(self, handle: Any, cause: BaseException) -> list[Event]:
+        """The caller found `handle` dead by a call of its own."""
+        for member in self._members:
+            if member.handle is handle:
+                return self._replace(member, cause)
+        return []
+
+    # ------------------------------------------------------------------ inside
+
+    def _became_ready(self, member: _Member) -> list[Event]:
+        try:
+            ray.get(member.ready_ref)
+        except RayActorError as error:
+            return self._replace(member, error)
+        except RayTaskError as error:
+            raise PoolFailed(f"{self.role} {member.slot} cannot start: {error}") from error
+        member.ready = True
+        self._dispatch()
+        return []
+
+    def _progress(self, member: _Member, held: Any, work: Work) -> list[Event]:
+        try:
+            if isinstance(held, ray.ObjectRefGenerator):
+                return self._streamed(member, held, work)
+            value = ray.get(held)
+        except RayActorError as error:
+            return self._replace(member, error)
+        except RayTaskError as error:
+            raise PoolFailed(f"{self.role} {member.slot} failed: {error}") from error
+        self._finished(member, held)
+        return [Event("result", work, value)]
+
+    def _streamed(self, member: _Member, held: Any, work: Work) -> list[Event]:
+        """Workers stream pairs: a batch, kept as a reference, then its small metadata, read here.
+
+        In this order an error in place of either comes to light when the metadata is read.
+        """
+        try:
+            batch_ref = next(held)
+        except StopIteration:
+            self._finished(member, held)
+            return [Event("end", work)]
+        try:
+            metadata = ray.get(next(held))
+        except StopIteration:
+            ray.get(batch_ref)  # a lone item is the worker's error: raise it
+            raise AssertionError("a stream ended between a batch and its metadata") from None
+        return [Event("item", work, (batch_ref, metadata))]
+
+    def _finished(self, member: _Member, held: Any) -> None:
+        member.work = [(ref, work) for ref, work in member.work if ref is not held]
+        self._deaths = 0
+        self._dispatch()
+
+    def _replace(self, member: _Member, cause: BaseException) -> list[Event]:
+        self._deaths += 1
+        self.replaced += 1
+        if self._deaths > self._max:
+            raise PoolFailed(f"{self.role} died {self._deaths} times in a row: {cause}") from cause
+        lost = [Event("lost", work) for _, work in member.work]
+        member.work = []
+        member.ready = False
+        ray.kill(member.handle)
+        member.handle, member.ready_ref = self._spawn(member.slot)
+        return lost
+
+    def _dispatch(self) -> None:
+        while self._line:
+            free = [m for m in self._members if m.ready and len(m.work) < self._depth]
+            if not free:
+                return
+            member = min(free, key=lambda m: len(m.work))
+            work = self._line.popleft()
+            member.work.append((work.call(member.handle), work))

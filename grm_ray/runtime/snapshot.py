@@ -1,0 +1,50 @@
+"""Checkpoints on disk: written beside, renamed, and only then is the oldest removed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+STATE = "state.json"
+
+
+class Snapshots:
+    """`checkpoints/step-00010/`: what `fill` wrote, plus `state.json`, complete or not there."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._folder = folder
+        self._keep = keep
+
+    def write(self, step: int, fill: Callable[[Path], dict[str, Any]]) -> Path:
+        """Let `fill(folder)` write the workers' parts; what it returns becomes `state.json`."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        target = self._folder / f"step-{step:05d}"
+        part = target.with_name(target.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        state = fill(part)
+        with (part / STATE).open("w", encoding="utf-8") as out:
+            json.dump({"step": step, **state}, out, indent=1)
+            out.flush()
+            os.fsync(out.fileno())
+        if target.exists():
+            shutil.rmtree(target)
+        part.rename(target)
+        for old in self.all()[: -self._keep]:
+            shutil.rmtree(old)
+        return target
+
+    def all(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        found = self._folder.glob("step-*") if self._folder.is_dir() else []
+        return sorted(p for p in found if (p / STATE).is_file() and not p.name.endswith(".part"))
+
+    def latest(self) -> tuple[Path, dict[str, Any]] | None:
+        complete = self.all()
+        if not complete:
+            return None
+        return complete[-1], json.loads((complete[-1] / STATE).read_text(encoding="utf-8"))

@@ -1,0 +1,1 @@
+"""The one DeepSpeed engine that both trainers use."""

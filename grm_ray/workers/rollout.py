@@ -1,0 +1,207 @@
+"""A rollout worker: vLLM's AsyncLLM in an actor, streaming finished rows as Arrow batches."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from grm_ray.config.schema import PpoJob
+from grm_ray.data.tables import ROLLOUTS, flat
+from grm_ray.runtime import logs, weight_engine
+from grm_ray.runtime.weights import ChecksumError, Version, WeightUpdate, write_bytes
+
+
+@ray.remote
+class RolloutWorker:
+    """Serves only after `start`: engine up, and the policy's current weights in it."""
+
+    def __init__(self, config: dict[str, Any], model_path: str, threads: int, log: str) -> None:
+        logs.to_file(Path(log))
+        self._config = PpoJob(**config)
+        self._path = model_path
+        self._version = Version(0, 0)
+        engine = self._config.rollout.engine
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(engine.kv_cache_gb)))
+        # "nobind": pinning would put several workers' threads on the same first cores.
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        os.environ["VLLM_NO_USAGE_STATS"] = "1"
+
+    async def start(self, update: WeightUpdate | None, blob: Any = None) -> str:
+        """Bring the engine up; with `update`, load that version before serving."""
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        config, engine = self._config, self._config.rollout.engine
+        weight_engine.register()
+        self._engine = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(
+                model=self._path,
+                dtype=config.policy.dtype,
+                max_model_len=config.data.max_prompt_length + config.rollout.max_new_tokens,
+                max_num_seqs=engine.max_num_seqs,
+                enforce_eager=engine.enforce_eager,
+                tensor_parallel_size=engine.tensor_parallel_size,
+                gpu_memory_utilization=engine.gpu_memory_utilization,
+                # Log-probs of the law that was sampled from, temperature included.
+                logprobs_mode="processed_logprobs",
+                # Keys cached under old weights must not serve new ones.
+                enable_prefix_caching=False,
+                weight_transfer_config={"backend": weight_engine.NAME},
+                trust_remote_code=config.policy.trust_remote_code,
+                disable_log_stats=True,
+            )
+        )
+        if update is not None:
+            await self.update_weights(update, blob)
+        return str(self._version)
+
+    async def update_weights(self, update: WeightUpdate, blob: Any = None) -> float:
+        """Load one version through vLLM's weight-transfer interface; returns seconds.
+
+        Args:
+            update: the version's table of contents.
+            blob: the file's bytes, for a worker on another machine than the learner.
+        """
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        began = time.perf_counter()
+        local = update
+        if not update.is_here:
+            if blob is None:
+                raise ChecksumError(f"weights {update.version} are on {update.host} only")
+            local = write_bytes(blob, update)
+        await self._engine.start_weight_update()
+        await self._engine.update_weights(
+            WeightTransferUpdateRequest(update_info={"update": local.as_dict()})
+        )
+        await self._engine.finish_weight_update(weight_version=str(update.version))
+        if local is not update:
+            Path(local.path).unlink(missing_ok=True)
+        self._version = update.version
+        return time.perf_counter() - began
+
+    async def generate(
+        self, prompts: pa.Table, rows: list[tuple[int, str, int]], greedy: bool = False
+    ) -> AsyncIterator[Any]:
+        """Sample answers; streams pairs of a `ROLLOUTS` batch and its metadata.
+
+        Args:
+            prompts: the run's `PROMPTS` table.
+            rows: (row of `prompts`, uid, sampling seed) of each answer wanted.
+            greedy: argmax decoding, for evaluation.
+        """
+        tokens, offsets = flat(prompts, "prompt_tokens")
+        texts = {
+            name: prompts.column(name).take(pa.array([r for r, _, _ in rows], pa.int64()))
+            for name in ("prompt", "messages")
+        }
+        done: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        tasks = [
+            asyncio.create_task(
+                self._one(
+                    uid,
+                    seed,
+                    tokens[offsets[row] : offsets[row + 1]],
+                    texts["prompt"][i].as_py(),
+                    texts["messages"][i].as_py(),
+                    greedy,
+                    done,
+                )
+            )
+            for i, (row, uid, seed) in enumerate(rows)
+        ]
+        try:
+            left = len(rows)
+            while left:
+                batch = [await self._next(done, tasks)]
+                while len(batch) < min(self._config.rollout.rows_per_batch, left):
+                    batch.append(await self._next(done, tasks))
+                left -= len(batch)
+                table = pa.Table.from_pylist(batch, schema=ROLLOUTS)
+                yield table
+                yield {
+                    "uids": [row["uid"] for row in batch],
+                    "lengths": [len(row["response_tokens"]) for row in batch],
+                    "tokens": [
+                        len(row["prompt_tokens"]) + len(row["response_tokens"]) for row in batch
+                    ],
+                    "finished": [row["finished"] for row in batch],
+                }
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _next(self, done: asyncio.Queue, tasks: list[asyncio.Task]) -> dict[str, Any]:
+        """The next finished row; a failed request raises instead of leaving us waiting."""
+        while True:
+            try:
+                return done.get_nowait()
+            except asyncio.QueueEmpty:
+                for task in tasks:
+                    if task.done() and task.exception() is not None:
+                        raise task.exception() from None
+                try:
+                    return await asyncio.wait_for(done.get(), timeout=1.0)
+                except asyncio.TimeoutError:
+                    continue
+
+    async def _one(
+        self,
+        uid: str,
+        seed: int,
+        prompt_tokens: np.ndarray,
+        prompt: str,
+        messages: str,
+        greedy: bool,
+        done: asyncio.Queue,
+    ) -> None:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        rollout = self._config.rollout
+        version = self._version
+        parameters = SamplingParams(
+            temperature=0.0 if greedy else rollout.temperature,
+            max_tokens=rollout.max_new_tokens,
+            seed=seed,
+            logprobs=0,  # the sampled token's own
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        stream = self._engine.generate(
+            {"prompt_token_ids": prompt_tokens.tolist()}, parameters, request_id=f"{uid}/{seed}"
+        )
+        async for output in stream:
+            answer = output.outputs[0]
+            if output.finished:
+                ids = list(answer.token_ids)
+                await done.put(
+                    {
+                        "uid": uid,
+                        "prompt": prompt,
+                        "messages": messages,
+                        "response": answer.text,
+                        "prompt_tokens": prompt_tokens.tolist(),
+                        "response_tokens": ids,
+                        "engine_logprobs": [
+                            step[token].logprob
+                            for step, token in zip(answer.logprobs, ids, strict=True)
+                        ],
+                        "finished": answer.finish_reason == "stop",
+                        "incarnation": version.incarnation,
+                        "version": version.step,
+                    }
+                )
+
+    async def shutdown(self) -> None:
+        """Stop the engine's processes in order."""
+        if hasattr(self, "_engine"):
+            self._engine.shutdown()

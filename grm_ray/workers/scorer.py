@@ -1,0 +1,104 @@
+"""A scorer: one reward model in eval mode, record batches in, a column of scores out."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from grm_ray.config.registry import resolve
+from grm_ray.data.chat import answer_tokens, prompt_tokens
+from grm_ray.data.packing import micro_batches, pad_right
+from grm_ray.data.tables import SCORES, flat
+from grm_ray.models.backbone import load_tokenizer
+from grm_ray.models.checkpoint import load_reward_model
+from grm_ray.runtime import logs
+
+
+@ray.remote
+class Scorer:
+    """Scores whatever comes; a row's score does not depend on its company, up to rounding."""
+
+    def __init__(
+        self,
+        folder: str,
+        dtype: str,
+        policy_path: str,
+        true_reward: str | None,
+        token_budget: int,
+        threads: int,
+        log: str,
+    ) -> None:
+        logs.to_file(Path(log))
+        torch.set_num_threads(threads)
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        model, self._contract, self._fingerprint = load_reward_model(Path(folder), dtype)
+        self._model = model.to(self._device)
+        self._tokenizer = load_tokenizer(folder)
+        self._contract.check(self._tokenizer)
+        # Tokens pass through where policy and reward model read the same ones.
+        self._same_tokens = self._contract.same_tokens_as(load_tokenizer(policy_path))
+        self._true_reward = resolve("true reward", true_reward) if true_reward else None
+        self._budget = token_budget
+
+    def fingerprint(self) -> str:
+        """Which weights and contract this scorer holds; asked before it may serve."""
+        return self._fingerprint
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    @torch.inference_mode()
+    def score(self, rollouts: pa.Table) -> pa.Table:
+        """`SCORES` of a `ROLLOUTS` batch, in its order."""
+        rows = self._sequences(rollouts)
+        scores = np.zeros(len(rows), np.float32)
+        for group in micro_batches([len(row) for row in rows], self._budget):
+            ids_BL, lengths_B = pad_right([rows[i] for i in group], 0)
+            values, _ = self._model(ids_BL.to(self._device), lengths_B.to(self._device))
+            scores[group] = values.float().numpy(force=True)
+        true = [None] * len(rows)
+        if self._true_reward is not None:
+            pairs = zip(
+                rollouts["prompt"].to_pylist(), rollouts["response"].to_pylist(), strict=True
+            )
+            true = [float(self._true_reward(prompt, response)) for prompt, response in pairs]
+        return pa.table(
+            [rollouts["uid"], scores, true, [self._fingerprint] * len(rows)], schema=SCORES
+        )
+
+    def _sequences(self, rollouts: pa.Table) -> list[np.ndarray]:
+        """Each row as the contract has it: prompt, answer, terminal token."""
+        if self._same_tokens:
+            prompts, prompt_at = flat(rollouts, "prompt_tokens")
+            answers, answer_at = flat(rollouts, "response_tokens")
+            sides = [
+                (
+                    prompts[prompt_at[i] : prompt_at[i + 1]].tolist(),
+                    answers[answer_at[i] : answer_at[i + 1]].tolist(),
+                )
+                for i in range(rollouts.num_rows)
+            ]
+        else:
+            sides = [
+                (
+                    prompt_tokens(self._tokenizer, json.loads(messages)),
+                    answer_tokens(self._tokenizer, response),
+                )
+                for messages, response in zip(
+                    rollouts["messages"].to_pylist(), rollouts["response"].to_pylist(), strict=True
+                )
+            ]
+        rows = []
+        for prompt, answer in sides:
+            answer = self._contract.close(answer)
+            # Never dropped here: a sampled row must get its score, so cut from the left at worst.
+            fitted = self._contract.fit(prompt, answer) or ([], answer)
+            rows.append(np.array([*fitted[0], *fitted[1]][-self._contract.max_length :]))
+        return rows
