@@ -15,6 +15,9 @@ Rate = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 # Ray counts CPUs in ten-thousandths; a worker with no CPU at all could be packed without limit.
 Cpus = Annotated[float, Field(gt=0)]
+# "auto": bfloat16 where the hardware multiplies it (GPUs, CPUs with AVX-512), float32 elsewhere;
+# emulated bfloat16 is about ten times slower than float32.
+Dtype = Literal["auto", "bfloat16", "float32"]
 
 
 class Section(BaseModel):
@@ -45,7 +48,7 @@ class Model(Section):
     """`path`: a folder, a Hugging Face hub id, or `smollm2-135m-instruct` (the embedded model)."""
 
     path: str
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Dtype = "auto"
     lora: Lora | None = None
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False
@@ -177,7 +180,7 @@ class Reward(Section):
     """Proxy reward model, and the true reward that is only ever watched."""
 
     path: str
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Dtype = "auto"
     normalize: Literal["none", "first_batch", "running"] = "first_batch"
     clip: Rate | None = 5.0
     missing_eos_penalty: Annotated[float, Field(ge=0)] = 0.0

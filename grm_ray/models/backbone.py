@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from grm_ray.config.load import ConfigError
-from grm_ray.config.schema import Lora, Model
+from grm_ray.config.schema import Dtype, Lora, Model
 
 EMBEDDED = "smollm2-135m-instruct"
 
@@ -48,6 +48,14 @@ def is_hub_id(path: str) -> bool:
     return looks and not Path(path).exists() and not path.startswith("runs/")
 
 
+def resolve_dtype(dtype: Dtype) -> Literal["bfloat16", "float32"]:
+    """What "auto" means on the hardware of this process."""
+    if dtype != "auto":
+        return dtype
+    fast = torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bfloat16" if fast else "float32"
+
+
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
@@ -60,7 +68,7 @@ def load_causal_lm(model: Model, path: str | None = None) -> nn.Module:
 
     lm = AutoModelForCausalLM.from_pretrained(
         path or resolve(model.path),
-        dtype=getattr(torch, model.dtype),
+        dtype=getattr(torch, resolve_dtype(model.dtype)),
         attn_implementation="sdpa",
         trust_remote_code=model.trust_remote_code,
     )

@@ -18,9 +18,9 @@ import xxhash
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from grm_ray.config.schema import Head, Model
+from grm_ray.config.schema import Dtype, Head, Model
 from grm_ray.data.chat import ScoringContract
-from grm_ray.models.backbone import load_causal_lm, merged_weights, unwrap
+from grm_ray.models.backbone import load_causal_lm, merged_weights, resolve_dtype, unwrap
 from grm_ray.models.reward_model import RewardModel
 
 HEAD_FILE = "reward_head.safetensors"
@@ -53,7 +53,7 @@ def save_reward_model(
     return fingerprint
 
 
-def load_reward_model(folder: Path, dtype: str) -> tuple[RewardModel, ScoringContract, str]:
+def load_reward_model(folder: Path, dtype: Dtype) -> tuple[RewardModel, ScoringContract, str]:
     """`(model in eval mode, contract, fingerprint)` of a folder that `save_reward_model` wrote.
 
     Raises:
@@ -72,7 +72,7 @@ def load_reward_model(folder: Path, dtype: str) -> tuple[RewardModel, ScoringCon
             f"{sorted(expected)}"
         )
     model.head.load_state_dict(tensors)
-    model.head.to(getattr(torch, dtype))
+    model.head.to(getattr(torch, resolve_dtype(dtype)))
     return model.eval().requires_grad_(False), contract, meta["fingerprint"]
 
 

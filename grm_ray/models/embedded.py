@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 EMBEDDED_NAME = "smollm2-135m-instruct"
 """What a config writes in place of a model folder to mean the embedded model."""
@@ -86,7 +87,7 @@ def _unpack(gguf_file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    source = {
+    source: dict[str, Any] = {
         "pretrained_model_name_or_path": str(gguf_file.parent),
         "gguf_file": gguf_file.name,
         "local_files_only": True,

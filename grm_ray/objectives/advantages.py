@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from grm_ray.objectives.rows import row_lengths
@@ -40,7 +42,7 @@ def gae(
     if not len(rewards_T):
         return rewards_T, values_T
     # Zeros to the right of each row are the terminal V and A: the loop needs no mask of its own.
-    positions_L = torch.arange(int(lengths_B.max()) + 1, device=values_T.device)
+    positions_L = torch.arange(int(lengths_B.max()), device=values_T.device)
     inside_BL = positions_L < lengths_B[:, None]
     values_BL = values_T.new_zeros(inside_BL.shape)
     values_BL[inside_BL] = values_T
@@ -80,4 +82,4 @@ def whiten(x_T: torch.Tensor, mean: float, var: float) -> torch.Tensor:
     """
     # var is a difference of sums and may round below 0; inside the root, the constant keeps equal
     # values from being blown up.
-    return (x_T - mean) / (max(float(var), 0.0) + 1e-8) ** 0.5
+    return (x_T - mean) / math.sqrt(max(var, 0.0) + 1e-8)

@@ -111,7 +111,11 @@ class AdaptiveKL(FixedKL):
 
     def __init__(self, coefficient: float, target: float, horizon: float) -> None:
         super().__init__(coefficient)
-        for name, value in {"coefficient": coefficient, "target": target, "horizon": horizon}.items():
+        for name, value in {
+            "coefficient": coefficient,
+            "target": target,
+            "horizon": horizon,
+        }.items():
             if not (math.isfinite(value) and value > 0.0):
                 raise ValueError(f"an adaptive KL needs a {name} above 0, not {value}")
         self._target, self._horizon = target, horizon

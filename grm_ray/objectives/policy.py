@@ -1,9 +1,9 @@
 """PPO's losses, one a token.
 
 The caller reduces: the sum over its tokens divided by the number of tokens of *all* ranks and
-micro-batches of the update. Dividing by a local count would weigh a token by how few others happen to
-share its micro-batch, so that the gradient would change with the split; with the global count, any
-split gives the same gradient.
+micro-batches of the update. Dividing by a local count would weigh a token by how few others happen
+to share its micro-batch, so that the gradient would change with the split; with the global count,
+any split gives the same gradient.
 """
 
 from __future__ import annotations

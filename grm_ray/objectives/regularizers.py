@@ -1,8 +1,8 @@
 """Text-generation losses that keep a reward model's hidden states general (GRM).
 
-Yang et al. 2024, "Regularizing Hidden States Enables Learning Generalizable Reward Model for LLMs",
-section 3. One function a regulariser, all called as `f(chosen_logp_B, beta=..., **more)`: one that
-compares with the rejected answer or with a reference model takes those log-probs as further keywords
+Yang et al. 2024, "Regularizing Hidden States Enables Learning Generalizable Reward Model for
+LLMs", section 3. One function a regulariser, all called as `f(chosen_logp_B, beta=..., **more)`:
+one that compares with the rejected answer or a reference model takes those log-probs as keywords
 (`rejected_logp_B`, `chosen_ref_logp_B`, `rejected_ref_logp_B`).
 """
 

@@ -8,8 +8,8 @@ import math
 def cosine_with_warmup(step: int, total: int, warmup: int, minimum: float = 0.0) -> float:
     """Factor on the peak learning rate for the update after `step` updates are done.
 
-    Linear from `1 / warmup` (the first update is not wasted on a rate of 0) to 1, then half a cosine
-    down to `minimum`, which it keeps from `total` on (Loshchilov and Hutter 2017, equation 5).
+    Linear from `1 / warmup` (the first update is not wasted on a rate of 0) to 1, then half a
+    cosine down to `minimum`, kept from `total` on (Loshchilov and Hutter 2017, equation 5).
 
     Args:
         step: updates done so far, 0 at the first.

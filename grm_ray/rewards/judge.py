@@ -19,6 +19,7 @@ two part. Pure: text in, numbers out, no I/O.
 
 from __future__ import annotations
 
+import itertools
 import re
 
 WEIGHTS = {"topic": 0.3, "finish": 0.25, "fresh": 0.15, "length": 0.3}
@@ -27,9 +28,9 @@ WEIGHTS = {"topic": 0.3, "finish": 0.25, "fresh": 0.15, "length": 0.3}
 LENGTH_TOLERANCE = 0.15
 """A length this close to the one asked (as a share of it) still counts as exact."""
 
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 _ASKED_LENGTH = re.compile(r"\b(\d{1,4})[ -]words?\b", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]*]*\s*$")
+_SENTENCE_END = re.compile(r"[.!?…][\"'\u201d\u2019)\]*]*\s*$")
 
 _FUNCTION_WORDS = frozenset(
     """
@@ -47,18 +48,19 @@ _FUNCTION_WORDS = frozenset(
     don't doesn't didn't isn't aren't wasn't weren't can't couldn't won't wouldn't shouldn't
     i'm i've i'll i'd you're you've you'll you'd it's that's there's here's we're we've we'll
     they're they've he's she's let's what's who's
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 _INSTRUCTION_WORDS = frozenset(
     """
     add answer answers ask brief briefly compose create describe detail details draft essay
     example examples explain explanation following friend generate give given help information
-    kindly know line lines link list main matter mean mention mentions name names note notes paragraph
-    people person please point points provide question reason reasons reply respond response
-    say sentence sentences short shortly state story stories suggest summarise summarize summary tell
-    text thing things think tiny tip tips topic try use used using want way ways word words write
-    """.split()
+    kindly know line lines link list main matter mean mention mentions name names note notes
+    paragraph people person please point points provide question reason reasons reply respond
+    response say sentence sentences short shortly state story stories suggest summarise summarize
+    summary tell text thing things think tiny tip tips topic try use used using want way ways
+    word words write
+    """.split()  # noqa: SIM905
 )
 
 
@@ -123,7 +125,7 @@ def _topic(prompt: str, words: list[str]) -> float:
 def _fresh(words: list[str]) -> float:
     """1 while hardly a content word or word pair comes twice; 0 when half of them are repeats."""
     content = [_stem(word) for word in words if word not in _FUNCTION_WORDS]
-    pairs = list(zip(words, words[1:], strict=False))
+    pairs = list(itertools.pairwise(words))
     repeats = max(_repeated(content) - 0.1, 2 * (_repeated(pairs) - 0.05), 0.0)
     return max(0.0, 1.0 - 2.5 * repeats)
 
@@ -166,7 +168,7 @@ def _plain(prompt: str, words: list[str]) -> float:
 
 
 def _words(text: str) -> list[str]:
-    return [word.replace("’", "'") for word in _WORD.findall(text.lower())]
+    return [word.replace("\u2019", "'") for word in _WORD.findall(text.lower())]
 
 
 def _stem(word: str) -> str:

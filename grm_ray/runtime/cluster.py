@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ def session(wanted: Sequence[Bundle]) -> Iterator[None]:
     import ray
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
     if local:
         here = this_machine()
         ray.init(
@@ -40,6 +42,8 @@ def session(wanted: Sequence[Bundle]) -> Iterator[None]:
         )
     else:
         ray.init(address="auto" if os.environ["RAY_ADDRESS"] == "auto" else None, **options)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)  # Ray puts handlers of its own in their place
     try:
         fit(wanted, nodes())
         yield

@@ -18,6 +18,7 @@ import xxhash
 
 SHARED_MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path("/tmp")
 _PREFIX = "grm_ray-weights-"
+_ALIGNMENT = 64  # bytes; a tensor can be viewed in its dtype only from an aligned place
 
 
 @dataclass(frozen=True, order=True)
@@ -80,8 +81,10 @@ def write(weights: Iterable[tuple[str, torch.Tensor]], version: Version) -> Weig
         for name, weight in weights:
             weight = weight.detach().contiguous().cpu()
             view = memoryview(weight.reshape(-1).view(torch.uint8).numpy())
-            digest.update(view)
-            file.write(view)
+            padding = bytes(-len(view) % _ALIGNMENT)
+            for part in (view, padding):
+                digest.update(part)
+                file.write(part)
             names.append(name)
             dtypes.append(str(weight.dtype).removeprefix("torch."))
             shapes.append(list(weight.shape))
@@ -106,7 +109,7 @@ def read(update: WeightUpdate) -> Iterator[tuple[str, torch.Tensor]]:
         for dimension in shape:
             count *= dimension
         yield name, buffer[at : at + count].view(dtype).reshape(shape)
-        at += count
+        at += count + -count % _ALIGNMENT
 
 
 def remove(update: WeightUpdate | None) -> None:

@@ -15,7 +15,7 @@ import torch
 from grm_ray.config.schema import PpoJob
 from grm_ray.data.packing import micro_batches, pad_right
 from grm_ray.data.tables import EVALUATIONS, flat, nested, select
-from grm_ray.models.backbone import load_causal_lm, load_tokenizer, merged_weights
+from grm_ray.models.backbone import load_causal_lm, load_tokenizer, merged_weights, resolve_dtype
 from grm_ray.models.checkpoint import save_causal_lm
 from grm_ray.models.policy import Policy, Reference
 from grm_ray.objectives.advantages import gae, masked_moments, whiten
@@ -56,7 +56,9 @@ class Learner:
         policy = Policy(load_causal_lm(config.policy, self._path), config.value_head)
         self._reference = Reference(policy)
         updates = config.ppo.steps * config.ppo.epochs * config.ppo.minibatches
-        self._engine = ZeroEngine(policy, config.ppo.optimizer, config.policy.dtype, updates)
+        self._engine = ZeroEngine(
+            policy, config.ppo.optimizer, resolve_dtype(config.policy.dtype), updates
+        )
         self._reference.to(self._engine.device)
         torch.manual_seed(config.seed + 1000 * (self._rank + 1))
         return os.getpid()

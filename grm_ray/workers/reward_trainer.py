@@ -16,7 +16,7 @@ from grm_ray.config.schema import RewardModelJob
 from grm_ray.data.chat import ScoringContract
 from grm_ray.data.packing import micro_batches, pad_right
 from grm_ray.data.tables import flat
-from grm_ray.models.backbone import load_causal_lm, load_tokenizer
+from grm_ray.models.backbone import load_causal_lm, load_tokenizer, resolve_dtype
 from grm_ray.models.checkpoint import save_reward_model
 from grm_ray.models.reward_model import RewardModel
 from grm_ray.objectives.regularizers import grm_loss
@@ -58,7 +58,7 @@ class RewardTrainer:
             self._tokenizer, config.data.max_length, config.data.truncation
         )
         self._engine = ZeroEngine(
-            model, config.training.optimizer, config.model.dtype, total_steps
+            model, config.training.optimizer, resolve_dtype(config.model.dtype), total_steps
         )
         torch.manual_seed(config.seed + 1000 * (self._rank + 1))  # dropout differs by rank
         self._preference = resolve("preference loss", config.loss.preference)

@@ -15,6 +15,7 @@ import ray
 
 from grm_ray.config.schema import PpoJob
 from grm_ray.data.tables import ROLLOUTS, flat
+from grm_ray.models.backbone import resolve_dtype
 from grm_ray.runtime import logs, weight_engine
 from grm_ray.runtime.weights import ChecksumError, Version, WeightUpdate, write_bytes
 
@@ -45,7 +46,7 @@ class RolloutWorker:
         self._engine = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
                 model=self._path,
-                dtype=config.policy.dtype,
+                dtype=resolve_dtype(config.policy.dtype),
                 max_model_len=config.data.max_prompt_length + config.rollout.max_new_tokens,
                 max_num_seqs=engine.max_num_seqs,
                 enforce_eager=engine.enforce_eager,

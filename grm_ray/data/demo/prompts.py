@@ -23,7 +23,7 @@ LENGTHS = (8, 10, 12, 15, 18, 20, 25, 30, 35, 40, 45)
 """Asked lengths in words: from far below to just under what 64 tokens can hold."""
 
 TRAIN_PER_TOPIC = 5
-TEST_PER_TOPIC = 4
+TEST_PER_TOPIC = 6
 SEED = 20240229
 
 
@@ -187,7 +187,7 @@ def _fill(
     held_out: bool,
     rng: random.Random,
 ) -> list[DemoPrompt]:
-    prompts = []
+    prompts: list[DemoPrompt] = []
     for a, b in topics:
         for template in rng.sample(TEMPLATES, per_topic):
             text = template.format(a=a, b=b, n=rng.choice(LENGTHS))

@@ -1,0 +1,89 @@
+"""A wrong config is one readable message that names the key and what would be right."""
+
+import pytest
+
+from grm_ray.config import registry
+from grm_ray.config.load import ConfigError, dump, load
+from grm_ray.config.schema import PpoJob, RewardModelJob
+
+RM = """
+name: r
+model: {path: smollm2-135m-instruct}
+data: {train: {path: demo}}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "c.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_a_minimal_config_gets_every_default(write):
+    config = load(RewardModelJob, write(RM))
+    assert config.loss.alpha == 0.01 and config.workers.count == 2
+    assert load(RewardModelJob, write(dump(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (RM + "traning: {}", "unknown key 'traning'; did you mean 'training'?"),
+        (RM + "training: {epoch: 1}", "unknown key 'training.epoch'; did you mean 'epochs'?"),
+        (RM + "training: {epochs: many}", "key 'training.epochs'"),
+        (RM + "training: {epochs: 0}", "key 'training.epochs'"),
+        (RM + "training: {epochs: .nan}", "key 'training.epochs'"),
+        (RM + "name: twice", "line 5: key 'name' stands twice"),
+        ("name: r", "key 'model' is missing"),
+        (RM + "loss: {regularizer: null}", "alpha > 0 needs a regularizer"),
+        (RM.replace("name: r", "name: ../r"), "key 'name'"),
+        ("- a", "a config is a mapping"),
+        ("{", "not valid YAML"),
+        (RM + "1: 2", "keys are words"),
+        (RM + "model: {lora: {rank: x}}", "stands twice"),
+        (RM + "workers: {cpus: -1}", "key 'workers.cpus'"),
+        (RM + "tracking: [wandbb]", "key 'tracking.0'"),
+    ],
+)
+def test_mistakes_are_named(write, text, message):
+    with pytest.raises(ConfigError) as error:
+        load(RewardModelJob, write(text))
+    assert message in str(error.value)
+    assert "c.yaml" in str(error.value)
+
+
+def test_a_missing_file_is_named_with_the_nearest_one(tmp_path):
+    (tmp_path / "rm_demo.yaml").write_text(RM)
+    with pytest.raises(ConfigError, match="rm_dmo.yaml does not exist; did you mean .*rm_demo.yaml"):
+        load(RewardModelJob, tmp_path / "rm_dmo.yaml")
+
+
+def test_overrides_reach_nested_keys(write):
+    config = load(RewardModelJob, write(RM), ["training.optimizer.learning_rate=1e-3", "seed=7"])
+    assert config.training.optimizer.learning_rate == 1e-3 and config.seed == 7
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "name.x=3", "training.nope=1"])
+def test_a_wrong_override_is_refused(write, override):
+    with pytest.raises(ConfigError):
+        load(RewardModelJob, write(RM), [override])
+
+
+def test_a_pool_of_one_scorer_is_refused(write):
+    text = "name: p\npolicy: {path: m}\nreward: {path: r}\ndata: {train: {path: demo}}\n"
+    load(PpoJob, write(text))
+    with pytest.raises(ConfigError, match="at least 2 scorers"):
+        load(PpoJob, write(text + "workers: {scorer: {count: 1}}"))
+
+
+def test_registry_names():
+    assert registry.resolve("preference loss", "bradley_terry").__name__ == "bradley_terry"
+    assert registry.resolve("true reward", "math:sqrt")(4.0) == 2.0
+    with pytest.raises(ConfigError, match="did you mean 'bradley_terry'"):
+        registry.check("preference loss", "bradly_terry")
+    with pytest.raises(ConfigError, match="cannot import"):
+        registry.resolve("true reward", "no_such_module:judge")

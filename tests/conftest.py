@@ -1,0 +1,120 @@
+"""Tiny models and data, built here, so that the real stack runs in seconds."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TEMPLATE = (
+    "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+WORDS = "the cat sat on a mat and saw red birds fly over green hills while rain fell".split()
+
+
+def build_tokenizer(folder: Path) -> None:
+    """A byte-level BPE of 400 tokens with a chat template."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(
+        [" ".join(WORDS)] * 20, vocab_size=400, special_tokens=["<|start|>", "<|end|>", "<|pad|>"]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, eos_token="<|end|>", pad_token="<|pad|>"
+    )
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+
+
+def build_model(folder: Path, seed: int = 0) -> Path:
+    """A random two-layer Llama of about 0.5 M weights, with its tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    build_tokenizer(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    return build_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> dict[str, Path]:
+    """Pairs in which the answer that repeats the prompt's words is preferred, and prompts."""
+    import random
+
+    rng = random.Random(0)
+    folder = tmp_path_factory.mktemp("data")
+    pairs, prompts = [], []
+    for _ in range(48):
+        asked = rng.sample(WORDS, 4)
+        other = [w for w in WORDS if w not in asked]
+        pairs.append(
+            {
+                "prompt": " ".join(asked),
+                "chosen": " ".join(rng.sample(asked, 3)),
+                "rejected": " ".join(rng.sample(other, 3)),
+            }
+        )
+        prompts.append({"prompt": " ".join(rng.sample(WORDS, 5))})
+    made = {}
+    for name, rows in (("pairs", pairs), ("prompts", prompts)):
+        made[name] = folder / f"{name}.jsonl"
+        made[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return made
+
+
+def job(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen:
+    """`python -m grm_ray.<job> ...` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, timeout: float = 280) -> str:
+    """Output of a job; it must end by itself, and leave no process behind."""
+    mine = {process.pid: psutil.Process(process.pid)} if process.poll() is None else {}
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+        output, _ = process.communicate()
+        pytest.fail(f"the job did not end in {timeout} s:\n{output[-3000:]}")
+    del mine
+    return output
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,0 +1,54 @@
+"""Configs of both jobs at tiny size, and one reward model that the PPO tests share."""
+
+import pytest
+import yaml
+
+from tests.conftest import finish, job
+
+
+def rm_config(folder, tiny_model, tiny_data, **changes):
+    config = {
+        "name": "rm",
+        "runs": str(folder / "runs"),
+        "model": {"path": str(tiny_model), "lora": {"rank": 4, "dropout": 0.0}},
+        "data": {"train": {"path": str(tiny_data["pairs"])}, "holdout": 0.25, "max_length": 64},
+        "training": {"pairs_per_step": 7, "epochs": 2, "eval_every": 4,
+                     "optimizer": {"learning_rate": 3.0e-3, "tokens_per_micro_batch": 200}},
+        "tracking": [],
+        **changes,
+    }
+    path = folder / f"{config['name']}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def ppo_config(folder, tiny_model, tiny_data, reward, **changes):
+    config = {
+        "name": "ppo",
+        "runs": str(folder / "runs"),
+        "policy": {"path": str(tiny_model), "lora": {"rank": 4, "dropout": 0.0}},
+        "reward": {"path": str(reward), "true_reward": "tests.judges:shorter"},
+        "data": {"train": {"path": str(tiny_data["prompts"])}, "max_prompt_length": 64},
+        "rollout": {"prompts_per_step": 5, "samples_per_prompt": 3, "max_new_tokens": 12,
+                    "rows_per_batch": 2, "engine": {"max_num_seqs": 8}},
+        "ppo": {"steps": 4, "minibatches": 2,
+                "optimizer": {"learning_rate": 1.0e-3, "tokens_per_micro_batch": 150}},
+        "evaluation": {"prompts": 6},
+        "checkpoint": {"every": 1, "keep": 2},
+        "tracking": [],
+        **changes,
+    }
+    path = folder / f"{config['name']}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture(scope="session")
+def reward_model(tmp_path_factory, tiny_model, tiny_data):
+    """`(run folder, output)` of one real reward-model job on two ranks."""
+    folder = tmp_path_factory.mktemp("rm")
+    path = rm_config(folder, tiny_model, tiny_data)
+    process = job("grm_ray.rm", "--config", str(path), cwd=folder)
+    output = finish(process)
+    assert process.returncode == 0, output
+    return folder / "runs" / "rm", output

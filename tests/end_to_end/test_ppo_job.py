@@ -1,0 +1,134 @@
+"""`python -m grm_ray.ppo` on the real stack: vLLM rollouts, a reward pool, a DeepSpeed learner."""
+
+import json
+import os
+import signal
+import time
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import finish, job, rows
+from tests.end_to_end.conftest import ppo_config
+
+
+def start(path, folder, *flags):
+    return job("grm_ray.ppo", "--config", str(path), *flags, cwd=folder)
+
+
+def wait_for(condition, process, seconds=200):
+    """Poll `condition` until it holds; the job must not end before."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if condition():
+            return
+        if process.poll() is not None:
+            pytest.fail(f"the job ended early:\n{process.communicate()[0][-3000:]}")
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    pytest.fail(f"waited {seconds} s in vain:\n{process.communicate()[0][-3000:]}")
+
+
+def descendants(process, title):
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if child.cmdline() and child.cmdline()[0].startswith(title):
+                found.append(child)
+        except psutil.NoSuchProcess:
+            pass
+    return found
+
+
+def check_ledger(run, steps, per_step):
+    """Every step's uids are there once, in the ledger and in the samples."""
+    entries = rows(run / "ledger.jsonl")
+    assert [e["step"] for e in entries] == list(range(1, steps + 1))
+    for entry in entries:
+        assert len(set(entry["uids"])) == len(entry["uids"]) == per_step
+        said = pq.read_table(run / "samples" / f"step-{entry['step']:05d}.parquet")
+        assert sorted(said["uid"].to_pylist()) == sorted(entry["uids"])
+    return [uid for entry in entries for uid in entry["uids"]]
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_run_resumes_with_nothing_repeated_or_skipped(
+    tmp_path, tiny_model, tiny_data, reward_model
+):
+    path = ppo_config(tmp_path, tiny_model, tiny_data, reward_model[0] / "model", ppo={
+        "steps": 40, "minibatches": 2,
+        "optimizer": {"learning_rate": 1.0e-3, "tokens_per_micro_batch": 150},
+    })
+    run = tmp_path / "runs" / "ppo"
+    process = start(path, tmp_path)
+    wait_for(lambda: len(rows_or_none(run / "ledger.jsonl")) >= 3, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive, [p.cmdline() for p in alive]
+
+    # Another reward model's checkpoint, and another config, are refused before any worker starts.
+    other = finish(start(path, tmp_path, "--resume", "rollout.temperature=0.5"))
+    assert "rollout.temperature: 1.0 in the checkpoint, 0.5 now" in other
+    states = sorted((run / "checkpoints").glob("step-*/state.json"))
+    saved = json.loads(states[-1].read_text())
+
+    config = path.read_text().replace("steps: 40", f"steps: 40")
+    path.write_text(config)
+    process = start(path, tmp_path, "--resume")
+    wait_for(lambda: len(rows_or_none(run / "ledger.jsonl")) >= saved["step"] + 3, process)
+    process.send_signal(signal.SIGINT)
+    output = finish(process, timeout=60)
+    assert process.returncode == 1 and "interrupted; go on with --resume" in output
+    # The learner verified these hashes of the dead process against what it restored.
+    assert f"resumed after step {saved['step']}, weights 1.{saved['step']}" in output
+    assert set(saved["hashes"][0]) == {"weights", "optimizer", "schedule", "random", "normalizers"}
+
+    steps = len(rows(run / "ledger.jsonl"))
+    uids = check_ledger(run, steps, 15)
+    assert len(set(uids)) == len(uids), "a prompt was repeated within its epoch"
+    first_epoch = 42 // 5 * 5  # 48 prompts, 6 of them held out
+    assert len({u.split(":")[0] for u in uids[: 3 * min(first_epoch, steps * 5)]}) == min(
+        first_epoch, steps * 5
+    )
+    versions = [tuple(m["policy_version"]) for m in rows(run / "metrics.jsonl") if m["step"]]
+    assert versions == sorted(versions) and versions[-1][0] == 1
+
+
+def rows_or_none(path):
+    try:
+        return rows(path)
+    except json.JSONDecodeError:
+        return []
+
+
+@pytest.mark.timeout(600)
+def test_killed_workers_are_replaced_within_the_step(
+    tmp_path, tiny_model, tiny_data, reward_model
+):
+    path = ppo_config(
+        tmp_path, tiny_model, tiny_data, reward_model[0] / "model",
+        ppo={"steps": 12, "optimizer": {"learning_rate": 1.0e-3}},
+        rollout={"prompts_per_step": 8, "samples_per_prompt": 4, "max_new_tokens": 40,
+                 "rows_per_batch": 2, "engine": {"max_num_seqs": 4}},
+    )
+    run = tmp_path / "runs" / "ppo"
+    process = start(path, tmp_path)
+    wait_for(lambda: len(rows_or_none(run / "ledger.jsonl")) >= 1, process)
+    os.kill(descendants(process, "ray::Scorer")[0].pid, signal.SIGKILL)
+    wait_for(lambda: descendants(process, "ray::RolloutWorker.generate"), process)
+    os.kill(descendants(process, "ray::RolloutWorker")[0].pid, signal.SIGKILL)
+    output = finish(process, timeout=280)
+    assert process.returncode == 0, output
+    check_ledger(run, 12, 32)
+    metrics = rows(run / "metrics.jsonl")
+    assert metrics[-1]["workers_replaced"] == 2
+    assert "true reward on held-out prompts" in output
+    for name in ("before", "after"):
+        assert pq.read_table(run / "samples" / f"{name}.parquet").num_rows == 6
+    page = (run / "report.html").read_text()
+    assert "KL" in page and "http://" not in page.replace("http://www.w3.org", "")
+    # The learner and the engine agree on what was sampled.
+    assert all(m["engine_gap"] < 0.05 for m in metrics if m["step"])

@@ -1,0 +1,40 @@
+"""`python -m grm_ray.rm` on the real stack: Ray actors, DeepSpeed ZeRO-2 over gloo, LoRA."""
+
+import torch
+
+from grm_ray.data.packing import pad_right
+from grm_ray.models.checkpoint import load_reward_model
+from tests.conftest import rows
+
+
+def test_the_run_folder_is_complete(reward_model):
+    folder, output = reward_model
+    assert "report:" in output and (folder / "report.html").stat().st_size > 1000
+    metrics = rows(folder / "metrics.jsonl")
+    assert [m["step"] for m in metrics] == list(range(len(metrics)))
+    assert {"loss", "accuracy", "lr", "grad_norm"} <= set(metrics[1])
+    assert metrics[-1]["loss"] < metrics[1]["loss"]
+    assert "eval/accuracy_low" in metrics[-1]
+    for name in ("config.yaml", "quarantine.jsonl", "logs/trainer-0.log", "logs/trainer-1.log"):
+        assert (folder / name).exists()
+
+
+def test_no_library_chatter_on_the_terminal(reward_model):
+    _, output = reward_model
+    assert len(output.splitlines()) < 40 and "WARNING" not in output and "Warning" not in output
+
+
+def test_the_saved_model_scores_and_still_speaks(reward_model):
+    folder, _ = reward_model
+    model, contract, fingerprint = load_reward_model(folder / "model", "float32")
+    assert len(fingerprint) == 32 and contract.max_length == 64
+    short, long = torch.arange(5, 15).numpy(), torch.arange(5, 40).numpy()
+    ids, lengths = pad_right([short, long], 0)
+    together, _ = model(ids, lengths)
+    alone, _ = model(*pad_right([short], 0))
+    assert abs(float(together[0] - alone[0])) < 1e-5
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(folder / "model").generate(
+        torch.tensor([[5, 6, 7]]), max_new_tokens=3
+    )

@@ -1,0 +1,5 @@
+"""True rewards for tests, named in configs as `tests.judges:<function>`."""
+
+
+def shorter(prompt: str, response: str) -> float:
+    return 1.0 / (1 + len(response))

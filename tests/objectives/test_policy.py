@@ -1,0 +1,59 @@
+"""PPO's clipped losses."""
+
+from __future__ import annotations
+
+import torch
+
+from grm_ray.objectives.policy import clipped_policy_loss, clipped_value_loss
+
+
+def test_at_ratio_1_clipping_has_no_effect() -> None:
+    logp_T = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
+    advantages_T = torch.tensor([1.0, -2.0, 0.0])
+    loss_T, clipped_T = clipped_policy_loss(logp_T, logp_T.detach(), advantages_T, 0.2)
+    loss_T.sum().backward()
+    assert torch.equal(loss_T.detach(), -advantages_T)
+    assert not clipped_T.any()
+    assert torch.equal(logp_T.grad, -advantages_T)  # the plain policy gradient
+
+
+def test_clips_only_where_the_ratio_went_the_way_the_advantage_asks() -> None:
+    ratio_T = torch.tensor([1.5, 0.5, 1.5, 0.5])
+    advantages_T = torch.tensor([1.0, 1.0, -1.0, -1.0])
+    logp_T = ratio_T.log().requires_grad_()
+    loss_T, clipped_T = clipped_policy_loss(logp_T, torch.zeros(4), advantages_T, 0.2)
+    loss_T.sum().backward()
+    torch.testing.assert_close(loss_T.detach(), torch.tensor([-1.2, -0.5, 1.5, 0.8]))
+    assert clipped_T.tolist() == [True, False, False, True]
+    torch.testing.assert_close(logp_T.grad, torch.tensor([0.0, -0.5, 1.5, 0.0]))
+
+
+def test_over_the_global_count_any_split_gives_the_same_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logp_T, old_T, advantages_T = torch.randn(3, 10, generator=generator)
+    logp_T.requires_grad_()
+
+    def gradient(sizes: list[int]) -> torch.Tensor:
+        logp_T.grad = None
+        for new, old, adv in zip(
+            *(x.split(sizes) for x in (logp_T, old_T, advantages_T)), strict=True
+        ):
+            (clipped_policy_loss(new, old, adv, 0.2)[0].sum() / 10).backward()
+        assert logp_T.grad is not None
+        return logp_T.grad
+
+    torch.testing.assert_close(gradient([10]), gradient([1, 7, 2]))
+
+
+def test_value_loss_is_half_the_squared_error_within_the_clip() -> None:
+    loss_T = clipped_value_loss(torch.tensor([1.1]), torch.tensor([1.0]), torch.tensor([3.0]), 0.2)
+    torch.testing.assert_close(loss_T, torch.tensor([0.5 * 1.9**2]))
+
+
+def test_value_loss_stops_pulling_beyond_the_clip_but_not_back() -> None:
+    values_T = torch.tensor([2.0, 2.0], requires_grad=True)
+    # Both moved 1 up. The first target lies higher still; the second was passed.
+    loss_T = clipped_value_loss(values_T, torch.ones(2), torch.tensor([3.0, 1.0]), 0.2)
+    loss_T.sum().backward()
+    torch.testing.assert_close(loss_T.detach(), torch.tensor([0.5 * 1.8**2, 0.5]))
+    torch.testing.assert_close(values_T.grad, torch.tensor([0.0, 1.0]))

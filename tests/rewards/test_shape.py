@@ -1,0 +1,87 @@
+"""Shaping of scalar rewards."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from grm_ray.rewards.shape import RunningNormalizer, clip, missing_eos_penalty
+
+
+def _scores() -> torch.Tensor:
+    return 1000.0 + 3.0 * torch.randn(100, generator=torch.Generator().manual_seed(0))
+
+
+def test_running_moments_are_those_of_all_scores_whatever_the_batches() -> None:
+    scores_B = _scores()
+    for sizes in ([100], [1, 0, 59, 40], [1] * 100):
+        normalizer = RunningNormalizer()
+        for part in scores_B.split(sizes):
+            normalizer.update(part)
+        assert normalizer.count == 100
+        assert normalizer.mean == pytest.approx(scores_B.double().mean().item(), rel=1e-12)
+        assert normalizer.std == pytest.approx(scores_B.double().std(correction=0).item(), rel=1e-9)
+
+
+def test_merged_normalizers_have_seen_what_both_saw() -> None:
+    left, right, both = RunningNormalizer(), RunningNormalizer(), RunningNormalizer()
+    left.update(_scores()[:30])
+    right.update(_scores()[30:])
+    both.update(_scores())
+    left.merge(right)
+    left.merge(RunningNormalizer())
+    assert (left.count, left.mean, left.std) == pytest.approx((both.count, both.mean, both.std))
+
+
+def test_normalized_scores_have_mean_0_and_std_1() -> None:
+    normalizer = RunningNormalizer()
+    normalizer.update(_scores())
+    normal_B = normalizer.normalize(_scores())
+    assert normal_B.mean().item() == pytest.approx(0.0, abs=1e-5)
+    assert normal_B.std(correction=0).item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_before_two_scores_differ_only_the_mean_is_taken_off() -> None:
+    normalizer = RunningNormalizer()
+    assert normalizer.normalize(torch.tensor([2.0])).tolist() == [2.0]
+    normalizer.update(torch.tensor([5.0, 5.0]))
+    assert normalizer.normalize(torch.tensor([5.0, 7.0])).tolist() == [0.0, 2.0]
+
+
+def test_state_survives_json_bit_for_bit() -> None:
+    normalizer, restored = RunningNormalizer(), RunningNormalizer()
+    normalizer.update(_scores())
+    restored.load_state_dict(json.loads(json.dumps(normalizer.state_dict())))
+    assert restored.state_dict() == normalizer.state_dict()
+    assert torch.equal(restored.normalize(_scores()), normalizer.normalize(_scores()))
+
+
+def test_a_score_that_is_not_finite_is_refused_and_leaves_no_trace() -> None:
+    normalizer = RunningNormalizer()
+    normalizer.update(torch.tensor([1.0, 2.0]))
+    before = normalizer.state_dict()
+    with pytest.raises(ValueError, match="2 of 3 scores are not finite"):
+        normalizer.update(torch.tensor([1.0, float("nan"), float("inf")]))
+    assert normalizer.state_dict() == before
+
+
+def test_clip_bounds_both_ways() -> None:
+    assert clip(torch.tensor([-9.0, 0.5, 9.0]), 5.0).tolist() == [-5.0, 0.5, 5.0]
+    with pytest.raises(ValueError, match="above 0"):
+        clip(torch.zeros(1), 0.0)
+
+
+def test_only_unfinished_answers_pay() -> None:
+    scores_B = torch.tensor([1.0, 2.0])
+    for finished_B in (torch.tensor([True, False]), torch.tensor([1, 0]), torch.tensor([1.0, 0.0])):
+        assert missing_eos_penalty(scores_B, finished_B, 0.5).tolist() == [1.0, 1.5]
+    assert scores_B.tolist() == [1.0, 2.0]
+
+
+def test_a_penalty_that_pays_or_sizes_that_differ_are_refused() -> None:
+    with pytest.raises(ValueError, match="0 or more"):
+        missing_eos_penalty(torch.zeros(1), torch.ones(1), -1.0)
+    with pytest.raises(ValueError, match="2 scores, but 3"):
+        missing_eos_penalty(torch.zeros(2), torch.ones(3), 1.0)

@@ -1,0 +1,37 @@
+"""Every uid counts once, and the file tells what was truly learned from."""
+
+import pytest
+
+from grm_ray.runtime.ledger import LedgerFile, StepLedger, seed, uid
+
+
+def test_a_row_reported_twice_counts_once():
+    ledger = StepLedger(["a", "b"], frozenset({"generated", "scored"}))
+    assert ledger.record("generated", ["a"]) == ["a"]
+    assert ledger.record("generated", ["a", "b"]) == ["b"]
+    assert ledger.lacking("scored") == ["a", "b"] and not ledger.complete
+    ledger.record("scored", ["b", "a"])
+    assert ledger.complete
+
+
+def test_an_unknown_row_is_an_error():
+    with pytest.raises(KeyError):
+        StepLedger(["a"], frozenset()).record("scored", ["x"])
+
+
+def test_seeds_follow_from_names():
+    assert seed(uid("p", 0, 1), 3) == seed("p:0:1", 3)
+    assert len({seed(uid("p", e, s), 3) for e in range(10) for s in range(10)}) == 100
+    assert 0 <= seed("x", 0) < 2**31
+
+
+def test_the_file_is_cut_at_the_checkpoint_and_forgives_a_torn_line(tmp_path):
+    ledger = LedgerFile(tmp_path / "ledger.jsonl")
+    for step in (1, 2, 3):
+        ledger.append(step, [f"p{step}"])
+    with (tmp_path / "ledger.jsonl").open("a") as out:
+        out.write('{"step": 4, "ui')
+    assert list(ledger.steps()) == [1, 2, 3]
+    ledger.cut_after(2)
+    ledger.append(3, ["again"])
+    assert ledger.steps() == {1: ["p1"], 2: ["p2"], 3: ["again"]}

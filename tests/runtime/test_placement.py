@@ -1,0 +1,45 @@
+"""What does not fit is said before anything starts, with what the cluster has."""
+
+import pytest
+
+from grm_ray.config.load import ConfigError
+from grm_ray.config.schema import Workers
+from grm_ray.runtime.placement import Node, bundles, declared, fit
+
+
+def test_fractions_of_cpus_share_a_small_node():
+    wanted = bundles({"a": Workers(count=2, cpus=0.5), "b": Workers(count=4, cpus=0.25)})
+    placed = fit(wanted, [Node("n", 2, 0)])
+    assert set(placed) == set(wanted)
+
+
+def test_tenths_add_up():
+    fit(bundles({"a": Workers(count=3, cpus=0.1)}), [Node("n", 0.3, 0)])
+
+
+def test_gpus_spread_over_nodes():
+    wanted = bundles({"a": Workers(count=12, cpus=1, gpus=1), "b": Workers(count=4, cpus=1)})
+    placed = fit(wanted, [Node("x", 16, 8), Node("y", 16, 8)])
+    assert sum(n.name == "x" and b.gpus == 1 for b, n in placed.items()) == 8
+
+
+def test_too_much_is_refused_with_names():
+    with pytest.raises(ConfigError) as error:
+        fit(bundles({"learner": Workers(count=3, cpus=1)}), [Node("n", 2, 0)])
+    assert "3 CPU" in str(error.value) and "learner 2" in str(error.value)
+
+
+def test_a_bundle_larger_than_any_node_is_refused_although_the_sum_fits():
+    with pytest.raises(ConfigError, match="No room for: a 0"):
+        fit(bundles({"a": Workers(cpus=3)}), [Node("x", 2, 0), Node("y", 2, 0)])
+
+
+def test_cluster_file(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("nodes:\n- {name: gpu, cpus: 96, gpus: 8, count: 2}\n")
+    assert [n.name for n in declared(path)] == ["gpu-0", "gpu-1"]
+    path.write_text("nodes:\n- {name: gpu, cpu: 96}\n")
+    with pytest.raises(ConfigError, match="did you mean 'cpus'"):
+        declared(path)
+    with pytest.raises(ConfigError, match="does not exist"):
+        declared(tmp_path / "none.yaml")

@@ -1,0 +1,46 @@
+"""Weights arrive as they were sent, or not at all."""
+
+import pytest
+import torch
+
+from grm_ray.runtime import weights
+from grm_ray.runtime.weights import ChecksumError, Version, WeightUpdate
+
+
+@pytest.fixture
+def sent():
+    tensors = {"a": torch.randn(3, 5), "b": torch.randn(7, dtype=torch.bfloat16), "c": torch.ones(())}
+    update = weights.write(tensors.items(), Version(1, 2))
+    yield tensors, update
+    weights.remove(update)
+
+
+def test_round_trip(sent):
+    tensors, update = sent
+    again = WeightUpdate.from_dict(update.as_dict())
+    assert again == update and again.is_here
+    for name, tensor in weights.read(again):
+        assert tensor.dtype == tensors[name].dtype and torch.equal(tensor, tensors[name])
+
+
+def test_one_flipped_byte_is_refused(sent):
+    _, update = sent
+    with open(update.path, "r+b") as file:
+        file.seek(9)
+        byte = file.read(1)
+        file.seek(9)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(ChecksumError, match="1.2"):
+        list(weights.read(update))
+
+
+def test_versions_grow_although_the_step_goes_back():
+    assert Version(0, 9) < Version(1, 3) < Version(1, 4)
+
+
+def test_files_of_dead_writers_are_removed(sent):
+    _, update = sent
+    stale = weights.SHARED_MEMORY / "grm_ray-weights-999999999-0.1"
+    stale.write_bytes(b"x")
+    weights.remove_stale()
+    assert not stale.exists() and update.is_here

@@ -1,0 +1,28 @@
+"""Imports, once, what a job imports; run by the Python of the environment that it checks."""
+
+from importlib import import_module
+
+# These break when builds do not fit one another.
+NEEDED = ("transformers", "vllm", "deepspeed", "ray", "peft", "datasets")
+# What the processes of a job load later on. Names inside other packages, tried only because an
+# import leaves bytecode behind, which makes the first start of a job faster.
+LATER = (
+    "vllm.v1.engine.async_llm",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.model_executor.models.llama",
+    "torch._inductor.compile_fx",
+    "ray.dashboard.dashboard",
+    "ray.dashboard.agent",
+)
+
+if __name__ == "__main__":
+    # transformers loads its models when they are asked for, and torchvision only then.
+    from transformers import LlamaForCausalLM  # noqa: F401
+
+    for name in NEEDED:
+        import_module(name)
+    for name in LATER:
+        try:
+            import_module(name)
+        except Exception as error:
+            print(f"not imported: {name}: {error}")
