@@ -60,15 +60,15 @@ def _fit_together(
 
 def encode_prompts(
     prompts: Sequence[Prompt], tokenizer: Any, max_length: int
-) -> tuple[pa.Table, int]:
-    """`PROMPTS`, and how many prompts were longer than `max_length` tokens and left out."""
+) -> tuple[pa.Table, list[str]]:
+    """`PROMPTS`, and the ids of the prompts longer than `max_length` tokens, which are left out."""
     rows: dict[str, list[Any]] = {name: [] for name in PROMPTS.names}
-    too_long = 0
+    too_long: list[str] = []
     for prompt in prompts:
         messages = [{"role": r, "content": c} for r, c in prompt.messages]
         tokens = prompt_tokens(tokenizer, messages)
         if len(tokens) > max_length:
-            too_long += 1
+            too_long.append(prompt.prompt_id)
             continue
         rows["prompt_id"].append(prompt.prompt_id)
         rows["prompt"].append(messages[-1]["content"])

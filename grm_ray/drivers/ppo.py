@@ -110,7 +110,8 @@ class _Step:
     """What one step has gathered: batches by reference, scalars by uid."""
 
     ledger: StepLedger
-    greedy: bool = False
+    evaluate: bool
+    greedy: bool
     began: float = field(default_factory=time.perf_counter)
     at: dict[str, float] = field(default_factory=dict)
     rollouts: list[Any] = field(default_factory=list)
@@ -278,7 +279,7 @@ class _Driver:
     ) -> _Step:
         """Have every row generated, scored and (to learn from it) evaluated, whatever dies."""
         needs = {GENERATED, SCORED} | ({EVALUATED} if evaluate else set())
-        step = _Step(StepLedger([name for _, name in rows], frozenset(needs)), greedy)
+        step = _Step(StepLedger([name for _, name in rows], frozenset(needs)), evaluate, greedy)
         row_of = {name: row for row, name in rows}
         self._request(prompts, row_of, step, [name for _, name in rows])
         pending_evaluations: dict[Any, Any] = {}
@@ -341,7 +342,7 @@ class _Driver:
                         "finished": metadata["finished"][i],
                     }
             self._submit_score(batch)
-            if EVALUATED in step.ledger.needs:
+            if step.evaluate:
                 table, info = self._cast.evaluate(batch, sum(metadata["tokens"]))
                 pending_evaluations[info] = table
 
