@@ -102,8 +102,7 @@ def job(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, timeout: float = 280) -> str:
-    """Output of a job; it must end by itself, and leave no process behind."""
-    mine = {process.pid: psutil.Process(process.pid)} if process.poll() is None else {}
+    """Output of a job, which must end by itself."""
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -112,7 +111,6 @@ def finish(process: subprocess.Popen, timeout: float = 280) -> str:
         process.kill()
         output, _ = process.communicate()
         pytest.fail(f"the job did not end in {timeout} s:\n{output[-3000:]}")
-    del mine
     return output
 
 

@@ -83,10 +83,9 @@ class PpoCast:
         self._tokens = [0] * len(self._tokens)
 
     def close(self) -> None:
-        """Stop engines in order, then everything else; never raises."""
+        """End every worker; an engine follows its actor (`runtime.scratch`). Never raises."""
         with contextlib.suppress(Exception):
-            stopping = [h.shutdown.remote() for h in self.rollouts.ready_handles]
-            stopping += [rank.close.remote() for rank in self.learners.ranks]
+            stopping = [rank.close.remote() for rank in self.learners.ranks]
             ray.wait(stopping, num_returns=len(stopping), timeout=10)
         for handle in [*self.rollouts.handles, *self.scorers.handles, *self.learners.ranks]:
             with contextlib.suppress(Exception):

@@ -102,6 +102,8 @@ def worker_options(group: Any, wanted: Sequence[Bundle], bundle: Bundle, threads
         "KMP_BLOCKTIME": "0",
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # Engines end by themselves (`runtime.scratch`); killed, they would leave shared memory.
+        "RAY_kill_child_processes_on_worker_exit": "0",
     }
     if bundle.gpus == 0:
         environment["DS_ACCELERATOR"] = "cpu"

@@ -43,6 +43,17 @@ def join_group(rank: int, world: int, address: str, port: int) -> None:
     import deepspeed
 
     deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
+    _unlink_deepspeed_buffers(address, port)
+
+
+def _unlink_deepspeed_buffers(address: str, port: int) -> None:
+    """Take the names off DeepSpeed's CPU all-reduce buffers, which it never frees itself.
+
+    Every rank of this machine has them mapped by now, so that the memory goes with the processes.
+    """
+    torch.distributed.barrier()
+    for path in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{address}_{port}_*"):
+        path.unlink(missing_ok=True)
 
 
 class ZeroEngine:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import sys
 import time
-from collections.abc import AsyncIterator
+import traceback
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import ray
 from grm_ray.config.schema import PpoJob
 from grm_ray.data.tables import ROLLOUTS, flat
 from grm_ray.models.backbone import resolve_dtype
-from grm_ray.runtime import logs, weight_engine
+from grm_ray.runtime import logs, scratch, weight_engine
 from grm_ray.runtime.weights import ChecksumError, Version, WeightUpdate, write_bytes
 
 
@@ -26,6 +29,7 @@ class RolloutWorker:
 
     def __init__(self, config: dict[str, Any], model_path: str, threads: int, log: str) -> None:
         logs.to_file(Path(log))
+        scratch.enter()
         self._config = PpoJob(**config)
         self._path = model_path
         self._version = Version(0, 0)
@@ -80,11 +84,12 @@ class RolloutWorker:
             if blob is None:
                 raise ChecksumError(f"weights {update.version} are on {update.host} only")
             local = write_bytes(blob, update)
-        await self._engine.start_weight_update()
-        await self._engine.update_weights(
-            WeightTransferUpdateRequest(update_info={"update": local.as_dict()})
-        )
-        await self._engine.finish_weight_update(weight_version=str(update.version))
+        with _engine_must_live():
+            await self._engine.start_weight_update()
+            await self._engine.update_weights(
+                WeightTransferUpdateRequest(update_info={"update": local.as_dict()})
+            )
+            await self._engine.finish_weight_update(weight_version=str(update.version))
         if local is not update:
             Path(local.path).unlink(missing_ok=True)
         self._version = update.version
@@ -180,29 +185,38 @@ class RolloutWorker:
         stream = self._engine.generate(
             {"prompt_token_ids": prompt_tokens.tolist()}, parameters, request_id=f"{uid}/{seed}"
         )
-        async for output in stream:
-            answer = output.outputs[0]
-            if output.finished:
-                ids = list(answer.token_ids)
-                await done.put(
-                    {
-                        "uid": uid,
-                        "prompt": prompt,
-                        "messages": messages,
-                        "response": answer.text,
-                        "prompt_tokens": prompt_tokens.tolist(),
-                        "response_tokens": ids,
-                        "engine_logprobs": [
-                            step[token].logprob
-                            for step, token in zip(answer.logprobs, ids, strict=True)
-                        ],
-                        "finished": answer.finish_reason == "stop",
-                        "incarnation": version.incarnation,
-                        "version": version.step,
-                    }
-                )
+        with _engine_must_live():
+            async for output in stream:
+                answer = output.outputs[0]
+                if output.finished:
+                    ids = list(answer.token_ids)
+                    await done.put(
+                        {
+                            "uid": uid,
+                            "prompt": prompt,
+                            "messages": messages,
+                            "response": answer.text,
+                            "prompt_tokens": prompt_tokens.tolist(),
+                            "response_tokens": ids,
+                            "engine_logprobs": [
+                                step[token].logprob
+                                for step, token in zip(answer.logprobs, ids, strict=True)
+                            ],
+                            "finished": answer.finish_reason == "stop",
+                            "incarnation": version.incarnation,
+                            "version": version.step,
+                        }
+                    )
 
-    async def shutdown(self) -> None:
-        """Stop the engine's processes in order."""
-        if hasattr(self, "_engine"):
-            self._engine.shutdown()
+
+@contextlib.contextmanager
+def _engine_must_live() -> Iterator[None]:
+    """An actor whose engine died is of no use: it dies too, and the pool replaces both."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        yield
+    except EngineDeadError:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
