@@ -68,7 +68,7 @@ def _dry_run(config: Any, cluster: str | None) -> None:
 
     nodes = declared(Path(cluster)) if cluster else [this_machine()]
     print(f"{config.job} job '{config.name}': the config is valid")
-    print(check(config, nodes))
+    print(check(config, nodes, elsewhere=cluster is not None))
 
 
 def _interrupt(*_: Any) -> NoReturn:

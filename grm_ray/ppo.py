@@ -17,6 +17,4 @@ def run(config: PpoJob, resume: bool) -> Path:
 
 
 if __name__ == "__main__":
-    command.main(
-        PpoJob, run, "PPO: vLLM rollouts, a reward pool and a DeepSpeed learner on Ray."
-    )
+    command.main(PpoJob, run, "PPO: vLLM rollouts, a reward pool and a DeepSpeed learner on Ray.")

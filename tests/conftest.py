@@ -14,7 +14,8 @@ TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
-WORDS = "the cat sat on a mat and saw red birds fly over green hills while rain fell".split()
+SENTENCE = "the cat sat on a mat and saw red birds fly over green hills while rain fell"
+WORDS = SENTENCE.split()
 
 
 def build_tokenizer(folder: Path) -> None:

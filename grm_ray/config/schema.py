@@ -55,9 +55,14 @@ class Model(Section):
 
 
 class Source(Section):
-    """Rows to read. `path`: a .jsonl(.gz)/.parquet/.arrow file, a hub data set, or `demo`."""
+    """Rows to read. `path`: a .jsonl(.gz)/.parquet/.arrow file, a hub data set, or `demo`.
+
+    `format`: `trl` (columns `chosen` and `rejected`, `prompt` explicit or implicit), or a data set
+    with columns of its own (`data.adapters`).
+    """
 
     path: str
+    format: Literal["trl", "unified_feedback"] = "trl"
     split: str = "train"
     subset: str | None = None
     limit: Positive | None = None
@@ -135,6 +140,14 @@ class RewardTraining(Section):
     optimizer: Optimizer = Optimizer()
 
 
+class TrainerWorkers(Workers):
+    count: Positive = 2
+
+
+class RewardCheckpoint(Checkpoint):
+    every: NonNegative = 0
+
+
 class RewardModelJob(Job):
     job: Literal["rm"] = "rm"
     model: Model
@@ -142,8 +155,8 @@ class RewardModelJob(Job):
     loss: PreferenceLoss = PreferenceLoss()
     data: PairData
     training: RewardTraining = RewardTraining()
-    workers: Workers = Workers(count=2)
-    checkpoint: Checkpoint = Checkpoint(every=0)
+    workers: TrainerWorkers = TrainerWorkers()
+    checkpoint: RewardCheckpoint = RewardCheckpoint()
 
 
 # ------------------------------------------------------------------------- PPO
@@ -170,10 +183,16 @@ class Rollout(Section):
     samples_per_prompt: Positive = 2
     max_new_tokens: Positive = 64
     temperature: Rate = 1.0
-    # Below 1 the sampled law is no longer the one whose log-probs the learner computes.
-    top_p: Literal[1, 1.0] = 1.0
+    top_p: Fraction = 1.0
     rows_per_batch: Positive = 4
     engine: Engine = Engine()
+
+    @field_validator("top_p")
+    @classmethod
+    def _sampled_and_learned_law_are_one(cls, top_p: float) -> float:
+        if top_p != 1.0:
+            raise ValueError("must be 1: the learner's log-probs are those of the whole vocabulary")
+        return top_p
 
 
 class Reward(Section):
@@ -195,6 +214,12 @@ class Kl(Section):
     estimator: Literal["k1", "k2", "k3"] = "k1"
     target: Rate | None = None
     horizon: Positive = 1000
+
+    @model_validator(mode="after")
+    def _zero_cannot_adapt(self) -> Kl:
+        if self.target is not None and self.coefficient == 0:
+            raise ValueError("target needs a coefficient above 0: the controller multiplies it")
+        return self
 
 
 class Ppo(Section):
@@ -218,17 +243,25 @@ class Evaluation(Section):
     prompts: Positive = 48
 
 
-class PpoWorkers(Section):
-    rollout: Workers = Workers(count=1, cpus=0.5, threads=2)
-    scorer: Workers = Workers(count=2, cpus=0.25, threads=1)
-    learner: Workers = Workers(count=1, cpus=0.5, threads=2)
+class RolloutWorkers(Workers):
+    threads: Positive = 2
 
-    @field_validator("scorer")
-    @classmethod
-    def _pool_survives_a_failure(cls, scorer: Workers) -> Workers:
-        if scorer.count < 2:
-            raise ValueError("the reward pool needs at least 2 scorers, so that one may die")
-        return scorer
+
+class ScorerWorkers(Workers):
+    """At least two, so that one may die."""
+
+    count: Annotated[int, Field(ge=2)] = 2
+    cpus: Cpus = 0.25
+
+
+class LearnerWorkers(Workers):
+    threads: Positive = 2
+
+
+class PpoWorkers(Section):
+    rollout: RolloutWorkers = RolloutWorkers()
+    scorer: ScorerWorkers = ScorerWorkers()
+    learner: LearnerWorkers = LearnerWorkers()
 
 
 class PpoJob(Job):

@@ -99,7 +99,9 @@ class ScoringContract:
     def close(self, answer: Sequence[int]) -> list[int]:
         """`answer` with exactly one terminal token at its end."""
         answer = list(answer)
-        return answer if answer[-1:] == [self.terminal_token_id] else [*answer, self.terminal_token_id]
+        return (
+            answer if answer[-1:] == [self.terminal_token_id] else [*answer, self.terminal_token_id]
+        )
 
     def fit(self, prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]] | None:
         """Cut a too long sequence as the contract says; None: the row is to be dropped."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from grm_ray.config.load import ConfigError
 from grm_ray.config.schema import Source
+from grm_ray.data.adapters import ADAPTERS, Adapter, Unusable, prompt_of
 from grm_ray.data.chat import Message
 
 DEMO = Path(__file__).parent / "demo"
@@ -81,11 +82,17 @@ def check(source: Source, columns: set[str]) -> str | None:
         ConfigError: a missing file, an unknown ending, or missing columns.
     """
     if _is_hub(source.path):
-        return f"data set '{source.path}' (hub id: not looked up)"
+        return f"data set '{source.path}', split '{source.split}' (hub id: not looked up)"
+    columns = needed(source, columns)
     for _, _, row in _rows(source, columns):
-        if isinstance(row, dict):
+        if isinstance(row, dict) and columns <= set(row):
             return None
     raise ConfigError(f"{source.path}: no usable row; each needs {_and(columns)}")
+
+
+def needed(source: Source, columns: set[str]) -> set[str]:
+    """The columns to look for in `source`: `columns`, or those of its own format."""
+    return columns if source.format == "trl" else set(ADAPTERS[source.format].columns)
 
 
 def pairs(source: Source, quarantine: Quarantine) -> list[Pair]:
@@ -95,9 +102,10 @@ def pairs(source: Source, quarantine: Quarantine) -> list[Pair]:
         ConfigError: when the file is unusable as a whole or no pair is left.
     """
     found: dict[Pair, None] = {}
-    for file, line, row in _rows(source, {"chosen", "rejected"}):
+    adapter = ADAPTERS[source.format]
+    for file, line, row in _rows(source, set(adapter.columns)):
         try:
-            pair = _pair(_require_object(row))
+            pair = _pair(_converted(adapter, row))
             if pair in found:
                 raise BadRow("duplicate")
             found[pair] = None
@@ -115,9 +123,15 @@ def prompts(source: Source, quarantine: Quarantine) -> list[Prompt]:
         ConfigError: when the file is unusable as a whole or no prompt is left.
     """
     found: dict[str, Prompt] = {}
-    for file, line, row in _rows(source, {"prompt"}):
+    foreign = source.format != "trl"  # its prompts come out of its pairs
+    for file, line, row in _rows(source, needed(source, {"prompt"})):
         try:
-            messages = _conversation(_require_object(row)["prompt"], "prompt")
+            made = (
+                prompt_of(_converted(ADAPTERS[source.format], row))
+                if foreign
+                else _require_object(row)
+            )
+            messages = _conversation(made.get("prompt"), "prompt")
             prompt = Prompt(prompt_id(messages), _frozen(messages))
             if prompt.prompt_id in found:
                 raise BadRow("duplicate")
@@ -207,8 +221,7 @@ def _arrow_rows(path: Path, columns: set[str]) -> Iterator[tuple[int, Any]]:
     if not columns <= set(table.column_names):
         raise ConfigError(f"{path}: needs {_and(columns)}; found {_and(set(table.column_names))}")
     for start in range(0, table.num_rows, 1000):
-        for i, row in enumerate(table.slice(start, 1000).to_pylist(), start=start + 1):
-            yield i, row
+        yield from enumerate(table.slice(start, 1000).to_pylist(), start=start + 1)
 
 
 def _hub_rows(source: Source, columns: set[str]) -> Iterator[tuple[str, int, Any]]:
@@ -247,6 +260,15 @@ def _require_object(row: Any) -> dict[str, Any]:
     return row
 
 
+def _converted(adapter: Adapter, row: Any) -> dict[str, Any]:
+    try:
+        return adapter.convert(_require_object(row))
+    except Unusable as error:
+        raise BadRow(str(error)) from None
+    except (KeyError, TypeError) as error:
+        raise BadRow(f"not of the named format: {error!r}") from None
+
+
 def _pair(row: dict[str, Any]) -> Pair:
     for column in ("chosen", "rejected"):
         if row.get(column) is None:
@@ -268,8 +290,10 @@ def _implicit(chosen: Any, rejected: Any) -> tuple[list[Message], str, str]:
     good, bad = _messages(chosen, "chosen"), _messages(rejected, "rejected")
     if len(good) < 2 or len(bad) < 2 or good[:-1] != bad[:-1]:
         raise BadRow("the two conversations differ before their last turn")
-    return _conversation(good[:-1], "prompt"), _answer(good[-1:], "chosen"), _answer(
-        bad[-1:], "rejected"
+    return (
+        _conversation(good[:-1], "prompt"),
+        _answer(good[-1:], "chosen"),
+        _answer(bad[-1:], "rejected"),
     )
 
 

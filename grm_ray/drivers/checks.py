@@ -51,8 +51,12 @@ def roles(config: Job) -> dict[str, Workers]:
     return {"trainer": config.workers}
 
 
-def check(config: Job, cluster: list[Node] | None = None) -> Plan:
+def check(config: Job, cluster: list[Node] | None = None, elsewhere: bool = False) -> Plan:
     """Validate names, models, data and (with `cluster`) placement.
+
+    Args:
+        elsewhere: `cluster` is another one than this machine: a reward model that an earlier job
+            is to leave in the runs folder need not be here.
 
     Raises:
         ConfigError: the first thing that is wrong, with what would be right.
@@ -63,7 +67,7 @@ def check(config: Job, cluster: list[Node] | None = None) -> Plan:
         if isinstance(config, RewardModelJob):
             _reward_model(config, plan)
         elif isinstance(config, PpoJob):
-            _ppo(config, plan)
+            _ppo(config, plan, elsewhere)
     except ConfigError:
         raise
     except ValueError as error:
@@ -86,7 +90,7 @@ def _reward_model(config: RewardModelJob, plan: Plan) -> None:
         raise ConfigError("data.holdout: 0 and data.eval: null leave nothing to evaluate on")
 
 
-def _ppo(config: PpoJob, plan: Plan) -> None:
+def _ppo(config: PpoJob, plan: Plan, elsewhere: bool) -> None:
     if config.reward.true_reward is not None:
         registry.resolve("true reward", config.reward.true_reward)
     _model(config.policy, plan)
@@ -98,8 +102,8 @@ def _ppo(config: PpoJob, plan: Plan) -> None:
         check_reward_model(folder)
         ScoringContract.load(folder)
         plan.reads.append(f"reward model {folder}")
-    elif backbone.is_hub_id(config.reward.path):
-        plan.unchecked.append(f"reward model '{config.reward.path}' (hub id: not looked up)")
+    elif elsewhere and config.reward.path.startswith(f"{config.runs}/"):
+        plan.unchecked.append(f"reward model {folder} (a run's output, not on this machine)")
     else:
         raise ConfigError(
             f"reward.path: folder {folder} does not exist; train one first "

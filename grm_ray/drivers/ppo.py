@@ -149,9 +149,7 @@ class _Driver:
             else AdaptiveKL(kl.coefficient, kl.target, kl.horizon)
         )
         reward = config.reward
-        self._rewards = RewardPipeline(
-            reward.normalize, reward.clip, reward.missing_eos_penalty
-        )
+        self._rewards = RewardPipeline(reward.normalize, reward.clip, reward.missing_eos_penalty)
         self._version = Version(0, 0)
         self._step = 0
 
@@ -299,9 +297,7 @@ class _Driver:
                     self._evaluated(pending_evaluations.pop(ref), ref, step)
         return step
 
-    def _request(
-        self, prompts: Any, row_of: dict[str, int], step: _Step, uids: list[str]
-    ) -> None:
+    def _request(self, prompts: Any, row_of: dict[str, int], step: _Step, uids: list[str]) -> None:
         """Share `uids` out over the rollout workers."""
         pool: Pool = self._cast.rollouts
         for share in np.array_split(np.array(uids), min(len(pool.handles), len(uids))):

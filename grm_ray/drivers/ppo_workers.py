@@ -36,11 +36,17 @@ class PpoCast:
         self._fingerprint = fingerprint
         self._update: WeightUpdate | None = None
         self._blob: Any = None
+        self._admitting: list[Any] = []
         self._plain = config.model_dump(mode="json")
         self._tokens = [0] * config.workers.learner.count
         self.learners = Group(self._make_learner, config.workers.learner.count)
         # One share of a step a worker: continuous batching wants all of it at once.
-        self.rollouts = Pool("rollout", self._spawn_rollout, config.workers.rollout.count)
+        self.rollouts = Pool(
+            "rollout",
+            self._spawn_rollout,
+            config.workers.rollout.count,
+            admit=self._bring_up_to_date,
+        )
         self.scorers = Pool("scorer", self._spawn_scorer, config.workers.scorer.count)
 
     @property
@@ -68,6 +74,10 @@ class PpoCast:
 
     def send_weights(self, version: Version) -> None:
         """Merged weights of the learner into every rollout engine, or into its replacement."""
+        # A replacement may be reading the version before; its file is written over in turn.
+        if self._admitting:
+            ray.wait(self._admitting, num_returns=len(self._admitting))
+            self._admitting.clear()
         self._update = self.learners.call("export_weights", version)[0]
         self._blob = self._bytes_if_needed()
         refs = {
@@ -78,7 +88,6 @@ class PpoCast:
             try:
                 ray.get(ref)
             except ray.exceptions.RayActorError as error:
-                # Its replacement starts with this very update.
                 self.rollouts.replace_dead(handle, error)
         self._tokens = [0] * len(self._tokens)
 
@@ -110,7 +119,12 @@ class PpoCast:
     def _make_learner(self, rank: int) -> Any:
         workers = self._config.workers.learner
         return Learner.options(**self._options("learner", rank, workers)).remote(
-            self._plain, rank, workers.count, self._path, workers.threads, self._log("learner", rank)
+            self._plain,
+            rank,
+            workers.count,
+            self._path,
+            workers.threads,
+            self._log("learner", rank),
         )
 
     def _spawn_rollout(self, slot: int) -> tuple[Any, Any]:
@@ -118,7 +132,15 @@ class PpoCast:
         worker = RolloutWorker.options(**self._options("rollout", slot, workers)).remote(
             self._plain, self._path, workers.threads, self._log("rollout", slot)
         )
-        return worker, worker.start.remote(self._update, self._blob)
+        return worker, worker.start.remote()
+
+    def _bring_up_to_date(self, worker: Any, version: str) -> Any:
+        """What a rollout worker with `version` must do before it serves; None: nothing."""
+        if self._update is None or version == str(self._update.version):
+            return None
+        loading = worker.update_weights.remote(self._update, self._blob)
+        self._admitting.append(loading)
+        return loading
 
     def _spawn_scorer(self, slot: int) -> tuple[Any, Any]:
         workers, reward = self._config.workers.scorer, self._config.reward

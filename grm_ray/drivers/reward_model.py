@@ -40,8 +40,9 @@ def run(config: RewardModelJob, resume: bool = False) -> Path:
     train, held_out = read_pairs(config, quarantine)
     path = backbone.resolve(config.model.path)
     identity = model_identity(path)
-    snapshots = Snapshots(Path(config.runs).expanduser() / config.name / "checkpoints",
-                          config.checkpoint.keep)
+    snapshots = Snapshots(
+        Path(config.runs).expanduser() / config.name / "checkpoints", config.checkpoint.keep
+    )
     saved = snapshots.latest() if resume else None
     if saved is not None:
         if saved[1]["model"] != identity:
@@ -176,7 +177,9 @@ class _Driver:
             self._table.status(f"step {self._step} of {self._total}")
             metrics = self._one_step()
             last = self._step == self._total
-            if last or (config.training.eval_every and self._step % config.training.eval_every == 0):
+            if last or (
+                config.training.eval_every and self._step % config.training.eval_every == 0
+            ):
                 metrics |= self._evaluate()
             self._tracker.log(metrics)
             self._table.row(metrics)

@@ -1,1 +1,1 @@
-"""Torch modules and their files: backbone with heads, log-probs, checkpoints. No Ray, no DeepSpeed."""
+"""Torch modules and their files: backbone with heads, log-probs, checkpoints; no Ray inside."""

@@ -43,7 +43,9 @@ def resolve(path: str) -> str:
 
 def is_hub_id(path: str) -> bool:
     """`owner/name` that is no folder here."""
-    looks = path.count("/") == 1 and not path.startswith((".", "/", "~")) and path.strip("/") == path
+    looks = (
+        path.count("/") == 1 and not path.startswith((".", "/", "~")) and path.strip("/") == path
+    )
     # A run's own output folder is meant as a folder, also when it is not there (yet).
     return looks and not Path(path).exists() and not path.startswith("runs/")
 
@@ -147,6 +149,25 @@ def merged_weights(lm: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                     (adapter,) = layer.active_adapters
                     down = layer.lora_A[adapter].weight.float()
                     up = layer.lora_B[adapter].weight.float()
-                    delta = layer.scaling[adapter] * (up @ down)
-                    weight = (weight.float() + delta).to(parameter.dtype)
+                    scale = layer.scaling[adapter]
+                    weight = torch.addmm(weight.float(), up, down, alpha=scale).to(parameter.dtype)
         yield name, weight
+
+
+def trained_weights(lm: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """`merged_weights` without the blocks that hold no adapter: they are as they were loaded.
+
+    A block (all of `layers.0.self_attn`, say) goes whole or not at all, because engines fuse the
+    matrices of a block and cannot take a part of one.
+    """
+    if not is_lora(lm):
+        yield from merged_weights(lm)
+        return
+    adapted = {
+        name.rpartition(".")[0]
+        for name, module in unwrap(lm).named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+    for name, weight in merged_weights(lm):
+        if name.rpartition(".")[0].rpartition(".")[0] in adapted:
+            yield name, weight

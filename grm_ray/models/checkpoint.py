@@ -1,9 +1,9 @@
 """Folders on disk: a Hugging Face causal LM, plus the reward head and the scoring contract.
 
-    config.json, model*.safetensors, tokenizer files   the backbone with its language head
-    reward_head.safetensors                            the reward head
-    grm_ray.json                                       what the head is, and the fingerprint
-    scoring_contract.json                              how a conversation becomes tokens
+config.json, model*.safetensors, tokenizer files   the backbone with its language head
+reward_head.safetensors                            the reward head
+grm_ray.json                                       what the head is, and the fingerprint
+scoring_contract.json                              how a conversation becomes tokens
 """
 
 from __future__ import annotations
@@ -142,8 +142,6 @@ class _beside:
             shutil.rmtree(old)
         else:
             self._fresh.rename(self._folder)
-
-
 
 
 def model_identity(path: str) -> str:

@@ -174,5 +174,6 @@ def time_section(run: Run) -> str:
         "run was waiting for.</p>"
         f'<div class="charts"><figure><figcaption><h3>Seconds by phase</h3></figcaption>{svg}'
         "</figure><figure><table><thead><tr><th>phase</th><th>in all</th>"
-        f'<th class="spare">a step</th><th>share</th><th></th></tr></thead><tbody>{body}</tbody></table></figure></div>'
+        f'<th class="spare">a step</th><th>share</th><th></th></tr></thead>'
+        f"<tbody>{body}</tbody></table></figure></div>"
     )

@@ -115,7 +115,10 @@ def _more(found: list[Chart]) -> str:
     if not found:
         return ""
     shown = "".join(chart.html() for chart in found)
-    return f'<h2>Details</h2><details><summary>More curves</summary><div class="charts">{shown}</div></details>'
+    return (
+        f'<h2>Details</h2><details><summary>More curves</summary><div class="charts">{shown}</div>'
+        "</details>"
+    )
 
 
 def _configuration(run: Run) -> str:

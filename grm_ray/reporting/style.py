@@ -73,11 +73,13 @@ svg .end { text-anchor: end; } svg .mid { text-anchor: middle; }
 .line, .whisker { stroke: var(--c); } .diamond, .dot, .bar { fill: var(--c); }
 table { width: 100%; border-collapse: collapse; font-size: 14.5px; }
 th { color: var(--soft); font-weight: 500; font-size: 13px; }
-th, td { padding: 7px 8px; white-space: nowrap; border-bottom: 1px solid var(--rule); text-align: right; }
+th, td { padding: 7px 8px; white-space: nowrap; border-bottom: 1px solid var(--rule);
+  text-align: right; }
 th:first-child, td:first-child { text-align: left; }
 .key { display: inline-block; width: 11px; height: 11px; border-radius: 3px; background: var(--c);
   margin-right: 9px; }
-.share { width: 34%; } tbody tr:last-child td { border: 0; } .share i { display: block; height: 9px; border-radius: 3px;
+.share { width: 34%; } tbody tr:last-child td { border: 0; }
+.share i { display: block; height: 9px; border-radius: 3px;
   background: var(--c); min-width: 1px; }
 .talk { margin-top: 16px; padding: 18px 20px 20px; }
 .talk h3 span { color: var(--soft); font-weight: 450; }

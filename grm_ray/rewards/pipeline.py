@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+import torch
+
+from grm_ray.rewards.shape import RunningNormalizer, clip, missing_eos_penalty
 
 Normalize = Literal["none", "first_batch", "running"]
 
@@ -14,20 +17,15 @@ class RewardPipeline:
 
     Args:
         normalize: "first_batch": mean and standard deviation of the first batch, kept for the
-            whole run (Yang et al. 2024, PPO set-up); "running": of all rows so far (Chan, Golub
-            and LeVeque 1983, merged batch by batch); "none": raw scores.
-        clip: bound on the normalised reward, both ways; None: no bound.
-        missing_eos_penalty: subtracted where an answer ran into the length limit, after clipping,
-            so that a clipped reward still tells finished from unfinished.
+            whole run (Yang et al. 2024, PPO set-up); "running": of all rows so far; "none": raw.
+        bound: the normalised reward is held within `[-bound, bound]`; None: no bound.
+        penalty: subtracted where an answer ran into the length limit, after clipping, so that a
+            clipped reward still tells finished from unfinished.
     """
 
-    def __init__(self, normalize: Normalize, clip: float | None, missing_eos_penalty: float) -> None:
-        self._normalize = normalize
-        self._clip = clip
-        self._penalty = missing_eos_penalty
-        self._count = 0
-        self._mean = 0.0
-        self._squares = 0.0  # sum of squared deviations from the mean
+    def __init__(self, normalize: Normalize, bound: float | None, penalty: float) -> None:
+        self._mode, self._bound, self._penalty = normalize, bound, penalty
+        self._moments = RunningNormalizer()
 
     def __call__(self, scores_B: np.ndarray, finished_B: np.ndarray) -> np.ndarray:
         """Rewards `(B,)` of one step's rows; updates the normaliser first.
@@ -35,34 +33,20 @@ class RewardPipeline:
         Raises:
             ValueError: a score is not finite.
         """
-        if not np.isfinite(scores_B).all():
-            raise ValueError(f"{int((~np.isfinite(scores_B)).sum())} scores are not finite")
-        if self._normalize == "running" or (self._normalize == "first_batch" and not self._count):
-            self._merge(scores_B)
-        rewards_B = scores_B.astype(float)
-        if self._normalize != "none":
-            rewards_B = (rewards_B - self._mean) / (self.std + 1e-8)
-        if self._clip is not None:
-            rewards_B = rewards_B.clip(-self._clip, self._clip)
-        return rewards_B - self._penalty * (1.0 - finished_B)
+        rewards_B = torch.as_tensor(scores_B, dtype=torch.float64)
+        if not rewards_B.isfinite().all():
+            raise ValueError(f"{int((~rewards_B.isfinite()).sum())} scores are not finite")
+        if self._mode == "running" or (self._mode == "first_batch" and not self._moments.count):
+            self._moments.update(rewards_B)
+        if self._mode != "none":
+            rewards_B = self._moments.normalize(rewards_B)
+        if self._bound is not None:
+            rewards_B = clip(rewards_B, self._bound)
+        finished = torch.as_tensor(finished_B).bool()
+        return missing_eos_penalty(rewards_B, finished, self._penalty).numpy()
 
-    @property
-    def std(self) -> float:
-        """Population standard deviation of the rows seen; 1 until two differ."""
-        std = (self._squares / self._count) ** 0.5 if self._count else 0.0
-        return std or 1.0
+    def state_dict(self) -> dict[str, float]:
+        return self._moments.state_dict()
 
-    def _merge(self, scores_B: np.ndarray) -> None:
-        count, mean = len(scores_B), float(scores_B.mean())
-        delta, total = mean - self._mean, self._count + count
-        self._squares += float(((scores_B - mean) ** 2).sum())
-        self._squares += delta * delta * self._count * count / total
-        self._mean += delta * count / total
-        self._count = total
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"count": self._count, "mean": self._mean, "squares": self._squares}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._count, self._mean = int(state["count"]), float(state["mean"])
-        self._squares = float(state["squares"])
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self._moments.load_state_dict(state)

@@ -75,7 +75,7 @@ _HELD_OUT = (
 
 
 class LiveTable:
-    """Prints `columns` to `stream`; every method may be called at any time, before rows or after."""
+    """Prints `columns` to `stream`; any method may be called at any time, before rows or after."""
 
     def __init__(self, columns: Sequence[Column], stream: TextIO | None = None) -> None:
         self._columns = columns

@@ -56,6 +56,8 @@ class Pool:
         count: number of workers.
         depth: pieces of work a worker may hold at once.
         max_replacements: consecutive deaths without finished work after which the pool gives up.
+        admit: (handle, what its ready call gave) -> None when it may serve, or a reference to
+            wait for and ask about again: a worker that was long in starting is brought up to date.
     """
 
     def __init__(
@@ -65,12 +67,14 @@ class Pool:
         count: int,
         depth: int = 2,
         max_replacements: int = 3,
+        admit: Callable[[Any, Any], Any] = lambda handle, value: None,
     ) -> None:
         self.role = role
         self.replaced = 0
         self._spawn = spawn
         self._depth = depth
         self._max = max_replacements
+        self._admit = admit
         self._deaths = 0
         self._line: deque[Work] = deque()
         self._members = [_Member(slot, *spawn(slot)) for slot in range(count)]
@@ -134,11 +138,15 @@ class Pool:
 
     def _became_ready(self, member: _Member) -> list[Event]:
         try:
-            ray.get(member.ready_ref)
+            value = ray.get(member.ready_ref)
         except RayActorError as error:
             return self._replace(member, error)
         except RayTaskError as error:
             raise PoolFailed(f"{self.role} {member.slot} cannot start: {error}") from error
+        not_yet = self._admit(member.handle, value)
+        if not_yet is not None:
+            member.ready_ref = not_yet
+            return []
         member.ready = True
         self._dispatch()
         return []

@@ -7,6 +7,8 @@ vLLM's layer-wise reload, the same path that its own engines take on GPUs.
 
 from __future__ import annotations
 
+import logging
+
 from grm_ray.runtime import scratch
 
 NAME = "shared_memory"
@@ -15,6 +17,9 @@ NAME = "shared_memory"
 def register() -> None:
     """Entry point of vLLM's plugin system; may run several times in one process."""
     scratch.die_with_parent()
+    # A layer for which an update holds nothing keeps its weights, which is what we want of those
+    # without an adapter; vLLM warns of each of them every time.
+    logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     if NAME not in WeightTransferEngineFactory._registry:

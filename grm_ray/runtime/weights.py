@@ -67,28 +67,43 @@ def host() -> str:
     return f"{socket.gethostname()}:{os.stat(SHARED_MEMORY).st_dev}"
 
 
-def write(weights: Iterable[tuple[str, torch.Tensor]], version: Version) -> WeightUpdate:
-    """Lay `weights` end to end in a shared-memory file, one copy per byte.
+class WeightFiles:
+    """Where one writer lays its versions: two shared-memory files that take turns.
 
-    The file's name carries this process's id, so that `remove_stale` can tell when its writer died.
+    Written over, a file costs a memory copy and no new page; and the file that a late reader may
+    still have open is not the one that is written next. The name carries this process's id, so
+    that `remove_stale` can tell when its writer died.
     """
-    path = SHARED_MEMORY / f"{_PREFIX}{os.getpid()}-{version}"
-    names: list[str] = []
-    dtypes: list[str] = []
-    shapes: list[list[int]] = []
-    digest = xxhash.xxh3_128()
-    with path.open("wb") as file:
-        for name, weight in weights:
-            weight = weight.detach().contiguous().cpu()
-            view = memoryview(weight.reshape(-1).view(torch.uint8).numpy())
-            padding = bytes(-len(view) % _ALIGNMENT)
-            for part in (view, padding):
-                digest.update(part)
-                file.write(part)
-            names.append(name)
-            dtypes.append(str(weight.dtype).removeprefix("torch."))
-            shapes.append(list(weight.shape))
-    return WeightUpdate(version, str(path), host(), digest.hexdigest(), names, dtypes, shapes)
+
+    def __init__(self) -> None:
+        stem = SHARED_MEMORY / f"{_PREFIX}{os.getpid()}-"
+        self._paths = [Path(f"{stem}{turn}") for turn in "ab"]
+
+    def write(self, weights: Iterable[tuple[str, torch.Tensor]], version: Version) -> WeightUpdate:
+        """Lay `weights` end to end in the file whose turn it is."""
+        self._paths.reverse()
+        path = self._paths[0]
+        names: list[str] = []
+        dtypes: list[str] = []
+        shapes: list[list[int]] = []
+        digest = xxhash.xxh3_128()
+        with path.open("r+b" if path.exists() else "wb") as file:
+            for name, weight in weights:
+                weight = weight.detach().contiguous().cpu()
+                view = memoryview(weight.reshape(-1).view(torch.uint8).numpy())
+                for part in (view, bytes(-len(view) % _ALIGNMENT)):
+                    digest.update(part)
+                    file.write(part)
+                names.append(name)
+                dtypes.append(str(weight.dtype).removeprefix("torch."))
+                shapes.append(list(weight.shape))
+            file.truncate()
+        return WeightUpdate(version, str(path), host(), digest.hexdigest(), names, dtypes, shapes)
+
+    def remove(self) -> None:
+        """Free both files; readers that have one mapped keep it."""
+        for path in self._paths:
+            path.unlink(missing_ok=True)
 
 
 def read(update: WeightUpdate) -> Iterator[tuple[str, torch.Tensor]]:
@@ -110,12 +125,6 @@ def read(update: WeightUpdate) -> Iterator[tuple[str, torch.Tensor]]:
             count *= dimension
         yield name, buffer[at : at + count].view(dtype).reshape(shape)
         at += count + -count % _ALIGNMENT
-
-
-def remove(update: WeightUpdate | None) -> None:
-    """Free an update's file; one that is gone already is fine."""
-    if update is not None:
-        Path(update.path).unlink(missing_ok=True)
 
 
 def remove_stale() -> None:

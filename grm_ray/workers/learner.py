@@ -15,13 +15,13 @@ import torch
 from grm_ray.config.schema import PpoJob
 from grm_ray.data.packing import micro_batches, pad_right
 from grm_ray.data.tables import EVALUATIONS, flat, nested, select
-from grm_ray.models.backbone import load_causal_lm, load_tokenizer, merged_weights, resolve_dtype
+from grm_ray.models.backbone import load_causal_lm, load_tokenizer, resolve_dtype, trained_weights
 from grm_ray.models.checkpoint import save_causal_lm
 from grm_ray.models.policy import Policy, Reference
 from grm_ray.objectives.advantages import gae, masked_moments, whiten
 from grm_ray.objectives.kl import kl_rewards
 from grm_ray.objectives.policy import clipped_policy_loss, clipped_value_loss
-from grm_ray.runtime import logs, weights
+from grm_ray.runtime import logs, priority, weights
 from grm_ray.runtime.weights import Version, WeightUpdate
 from grm_ray.training.engine import ZeroEngine, join_group
 
@@ -34,10 +34,12 @@ class Learner:
         self, config: dict[str, Any], rank: int, world: int, model_path: str, threads: int, log: str
     ) -> None:
         logs.to_file(Path(log))
+        priority.yield_to_engines()
         torch.set_num_threads(threads)
         self._config = PpoJob(**config)
         self._rank, self._world = rank, world
         self._path = model_path
+        self._files = weights.WeightFiles()
         self._update: WeightUpdate | None = None
 
     def address(self) -> tuple[str, int]:
@@ -191,7 +193,8 @@ class Learner:
             ids_BL, lengths_B, starts_B = (x.to(engine.device) for x in rows.batch(chosen))
             logp, values = engine(ids_BL, lengths_B, starts_B, self._temperature)
             old_logp, old_values, adv, ret = (
-                x[at].to(engine.device) for x in (old["logprobs"], old["values"], advantages, returns)
+                x[at].to(engine.device)
+                for x in (old["logprobs"], old["values"], advantages, returns)
             )
             policy, clipped = clipped_policy_loss(logp, old_logp, adv, config.clip)
             value = clipped_value_loss(values, old_values, ret, config.value_clip)
@@ -214,20 +217,20 @@ class Learner:
     def _dummy(self) -> torch.Tensor:
         device = self._engine.device
         ids = torch.zeros(1, 2, dtype=torch.long, device=device)
-        two, one = torch.full((1,), 2, device=device), torch.ones(1, dtype=torch.long, device=device)
+        two, one = (
+            torch.full((1,), 2, device=device),
+            torch.ones(1, dtype=torch.long, device=device),
+        )
         logp, values = self._engine(ids, two, one, self._temperature)
         return logp.sum() + values.sum()
 
     # ------------------------------------------------------------- afterwards
 
     def export_weights(self, version: Version) -> WeightUpdate | None:
-        """Rank 0 lays the merged policy into shared memory; the version before is freed."""
+        """Rank 0 lays the policy's weights into shared memory, the adapter merged in."""
         if self._rank != 0:
             return None
-        previous = self._update
-        self._update = weights.write(merged_weights(self._engine.module.lm), version)
-        if previous is not None and previous.path != self._update.path:
-            weights.remove(previous)
+        self._update = self._files.write(trained_weights(self._engine.module.lm), version)
         return self._update
 
     def weight_bytes(self) -> np.ndarray:
@@ -249,8 +252,7 @@ class Learner:
         return self._engine.load(Path(folder))
 
     def close(self) -> None:
-        weights.remove(self._update)
-        self._update = None
+        self._files.remove()
 
     @property
     def _temperature(self) -> float:

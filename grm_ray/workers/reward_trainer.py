@@ -144,7 +144,9 @@ class RewardTrainer:
         chosen, rejected = scores[:count], scores[count:]
         preference = self._preference(chosen, rejected)
         regularizer = self._regularizer(logp, config.beta) if regularize else None
-        total = grm_loss(preference, regularizer, config.alpha) if not preference_only else preference
+        total = (
+            grm_loss(preference, regularizer, config.alpha) if not preference_only else preference
+        )
         return {
             "loss": total,
             "preference": preference,

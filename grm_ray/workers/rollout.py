@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import sys
-import time
 import traceback
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from grm_ray.runtime.weights import ChecksumError, Version, WeightUpdate, write_
 
 @ray.remote
 class RolloutWorker:
-    """Serves only after `start`: engine up, and the policy's current weights in it."""
+    """Serves after `start`, once `update_weights` brought the policy's current weights."""
 
     def __init__(self, config: dict[str, Any], model_path: str, threads: int, log: str) -> None:
         logs.to_file(Path(log))
@@ -40,8 +39,8 @@ class RolloutWorker:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
 
-    async def start(self, update: WeightUpdate | None, blob: Any = None) -> str:
-        """Bring the engine up; with `update`, load that version before serving."""
+    async def start(self) -> str:
+        """Bring the engine up with the weights of the policy's folder; returns their version."""
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -65,12 +64,10 @@ class RolloutWorker:
                 disable_log_stats=True,
             )
         )
-        if update is not None:
-            await self.update_weights(update, blob)
         return str(self._version)
 
-    async def update_weights(self, update: WeightUpdate, blob: Any = None) -> float:
-        """Load one version through vLLM's weight-transfer interface; returns seconds.
+    async def update_weights(self, update: WeightUpdate, blob: Any = None) -> str:
+        """Load one version through vLLM's weight-transfer interface; returns that version.
 
         Args:
             update: the version's table of contents.
@@ -78,7 +75,6 @@ class RolloutWorker:
         """
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        began = time.perf_counter()
         local = update
         if not update.is_here:
             if blob is None:
@@ -93,7 +89,7 @@ class RolloutWorker:
         if local is not update:
             Path(local.path).unlink(missing_ok=True)
         self._version = update.version
-        return time.perf_counter() - began
+        return str(self._version)
 
     async def generate(
         self, prompts: pa.Table, rows: list[tuple[int, str, int]], greedy: bool = False
@@ -157,7 +153,7 @@ class RolloutWorker:
                         raise task.exception() from None
                 try:
                     return await asyncio.wait_for(done.get(), timeout=1.0)
-                except asyncio.TimeoutError:
+                except TimeoutError:
                     continue
 
     async def _one(

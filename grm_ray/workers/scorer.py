@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +17,7 @@ from grm_ray.data.packing import micro_batches, pad_right
 from grm_ray.data.tables import SCORES, flat
 from grm_ray.models.backbone import load_tokenizer
 from grm_ray.models.checkpoint import load_reward_model
-from grm_ray.runtime import logs
+from grm_ray.runtime import logs, priority
 
 
 @ray.remote
@@ -36,6 +35,7 @@ class Scorer:
         log: str,
     ) -> None:
         logs.to_file(Path(log))
+        priority.yield_to_engines()
         torch.set_num_threads(threads)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         model, self._contract, self._fingerprint = load_reward_model(Path(folder), dtype)

@@ -58,7 +58,9 @@ def test_mistakes_are_named(write, text, message):
 
 def test_a_missing_file_is_named_with_the_nearest_one(tmp_path):
     (tmp_path / "rm_demo.yaml").write_text(RM)
-    with pytest.raises(ConfigError, match="rm_dmo.yaml does not exist; did you mean .*rm_demo.yaml"):
+    with pytest.raises(
+        ConfigError, match="rm_dmo.yaml does not exist; did you mean .*rm_demo.yaml"
+    ):
         load(RewardModelJob, tmp_path / "rm_dmo.yaml")
 
 
@@ -76,7 +78,7 @@ def test_a_wrong_override_is_refused(write, override):
 def test_a_pool_of_one_scorer_is_refused(write):
     text = "name: p\npolicy: {path: m}\nreward: {path: r}\ndata: {train: {path: demo}}\n"
     load(PpoJob, write(text))
-    with pytest.raises(ConfigError, match="at least 2 scorers"):
+    with pytest.raises(ConfigError, match="workers.scorer.count.*greater than or equal to 2"):
         load(PpoJob, write(text + "workers: {scorer: {count: 1}}"))
 
 

@@ -113,3 +113,34 @@ def test_missing_and_unknown_files(tmp_path):
 
 def test_hub_ids_are_named_as_unchecked():
     assert "not looked up" in sources.check(Source(path="owner/name"), {"prompt"})
+
+
+def test_unified_feedback_rows_become_pairs_and_prompts(tmp_path):
+    def conversation(answer):
+        return [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": answer}]
+
+    def row(a, b):
+        return {
+            "conv_A": conversation("A"),
+            "conv_A_rating": a,
+            "conv_B": conversation("B"),
+            "conv_B_rating": b,
+        }
+
+    file = tmp_path / "uf.jsonl"
+    rows = [row(1.0, 0.0), row(0.0, 2.0), row(1.0, 1.0)]
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    source = Source(path=str(file), format="unified_feedback")
+    quarantine = Quarantine()
+    found = sources.pairs(source, quarantine)
+    assert [(p.chosen, p.rejected) for p in found] == [("A", "B"), ("B", "A")]
+    assert quarantine.rows[0]["line"] == 3 and "tie" in quarantine.rows[0]["reason"]
+    assert [p.messages for p in sources.prompts(source, Quarantine())] == [(("user", "Why?"),)]
+    with pytest.raises(ConfigError, match="'conv_A_rating'"):
+        sources.check(Source(path=str(tiny_rows(tmp_path)), format="unified_feedback"), {"prompt"})
+
+
+def tiny_rows(folder):
+    file = folder / "other.jsonl"
+    file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    return file

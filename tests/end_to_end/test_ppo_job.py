@@ -56,10 +56,17 @@ def check_ledger(run, steps, per_step):
 def test_a_killed_run_resumes_with_nothing_repeated_or_skipped(
     tmp_path, tiny_model, tiny_data, reward_model
 ):
-    path = ppo_config(tmp_path, tiny_model, tiny_data, reward_model[0] / "model", ppo={
-        "steps": 40, "minibatches": 2,
-        "optimizer": {"learning_rate": 1.0e-3, "tokens_per_micro_batch": 150},
-    })
+    path = ppo_config(
+        tmp_path,
+        tiny_model,
+        tiny_data,
+        reward_model[0] / "model",
+        ppo={
+            "steps": 40,
+            "minibatches": 2,
+            "optimizer": {"learning_rate": 1.0e-3, "tokens_per_micro_batch": 150},
+        },
+    )
     run = tmp_path / "runs" / "ppo"
     process = start(path, tmp_path)
     wait_for(lambda: len(rows_or_none(run / "ledger.jsonl")) >= 3, process)
@@ -104,14 +111,20 @@ def rows_or_none(path):
 
 
 @pytest.mark.timeout(600)
-def test_killed_workers_are_replaced_within_the_step(
-    tmp_path, tiny_model, tiny_data, reward_model
-):
+def test_killed_workers_are_replaced_within_the_step(tmp_path, tiny_model, tiny_data, reward_model):
     path = ppo_config(
-        tmp_path, tiny_model, tiny_data, reward_model[0] / "model",
+        tmp_path,
+        tiny_model,
+        tiny_data,
+        reward_model[0] / "model",
         ppo={"steps": 12, "optimizer": {"learning_rate": 1.0e-3}},
-        rollout={"prompts_per_step": 8, "samples_per_prompt": 4, "max_new_tokens": 40,
-                 "rows_per_batch": 2, "engine": {"max_num_seqs": 4}},
+        rollout={
+            "prompts_per_step": 8,
+            "samples_per_prompt": 4,
+            "max_new_tokens": 40,
+            "rows_per_batch": 2,
+            "engine": {"max_num_seqs": 4},
+        },
     )
     run = tmp_path / "runs" / "ppo"
     process = start(path, tmp_path)

@@ -1,5 +1,7 @@
 """Weights arrive as they were sent, or not at all."""
 
+import os
+
 import pytest
 import torch
 
@@ -9,10 +11,14 @@ from grm_ray.runtime.weights import ChecksumError, Version, WeightUpdate
 
 @pytest.fixture
 def sent():
-    tensors = {"a": torch.randn(3, 5), "b": torch.randn(7, dtype=torch.bfloat16), "c": torch.ones(())}
-    update = weights.write(tensors.items(), Version(1, 2))
-    yield tensors, update
-    weights.remove(update)
+    tensors = {
+        "a": torch.randn(3, 5),
+        "b": torch.randn(7, dtype=torch.bfloat16),
+        "c": torch.ones(()),
+    }
+    files = weights.WeightFiles()
+    yield tensors, files.write(tensors.items(), Version(1, 2))
+    files.remove()
 
 
 def test_round_trip(sent):
@@ -32,6 +38,17 @@ def test_one_flipped_byte_is_refused(sent):
         file.write(bytes([byte[0] ^ 1]))
     with pytest.raises(ChecksumError, match="1.2"):
         list(weights.read(update))
+
+
+def test_two_versions_stand_side_by_side_and_a_smaller_one_leaves_no_tail():
+    files = weights.WeightFiles()
+    first = files.write([("a", torch.zeros(100))], Version(0, 1))
+    second = files.write([("a", torch.ones(100))], Version(0, 2))
+    assert [dict(weights.read(u))["a"][0].item() for u in (first, second)] == [0.0, 1.0]
+    third = files.write([("a", torch.full((3,), 3.0))], Version(0, 3))
+    assert third.path == first.path and dict(weights.read(third))["a"].tolist() == [3.0] * 3
+    files.remove()
+    assert not any(map(os.path.exists, (first.path, second.path)))
 
 
 def test_versions_grow_although_the_step_goes_back():

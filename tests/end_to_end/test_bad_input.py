@@ -1,0 +1,118 @@
+"""Bad input: one clear message, exit code 2, before any worker starts."""
+
+import json
+import sys
+
+import pytest
+import ray
+import yaml
+
+from grm_ray import command, ppo, rm
+from grm_ray.config.schema import PpoJob, RewardModelJob
+from tests.end_to_end.conftest import ppo_config, rm_config
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """`run(job, *arguments)`: the exit code and what stood on the error stream."""
+
+    def call(job, *arguments):
+        schema = {rm: RewardModelJob, ppo: PpoJob}[job]
+        monkeypatch.setattr(sys, "argv", ["grm_ray", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            command.main(schema, job.run, "")
+        assert not ray.is_initialized()
+        return left.value.code, capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture
+def config(tmp_path, tiny_model, tiny_data):
+    return rm_config(tmp_path, tiny_model, tiny_data)
+
+
+def refused(answer, *parts):
+    code, message = answer
+    assert code == 2, message
+    assert message.startswith("error: ") and len(message.strip().splitlines()) == 1, message
+    for part in parts:
+        assert part in message
+
+
+def test_an_unknown_key(run, config):
+    raw = yaml.safe_load(config.read_text())
+    raw["training"]["pairs_per_setp"] = 3
+    config.write_text(yaml.safe_dump(raw))
+    refused(run(rm, "--config", config), str(config), "did you mean 'pairs_per_step'")
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("data.max_length=lots", ["'data.max_length'", "integer", "'lots'"]),
+        ("data.max_length=-1", ["'data.max_length'", "greater than 0"]),
+        ("model.path=no/such/folder", ["no/such/folder does not exist"]),
+        ("data.train.path=missing.jsonl", ["missing.jsonl", "does not exist"]),
+        ("loss.preference=bradly_terry", ["did you mean 'bradley_terry'"]),
+        ("workers.cpus=500", ["1000 CPU", "No room for", "workers.*.count"]),
+        ("workers.gpus=64", ["128 GPU", "No room for"]),
+    ],
+)
+def test_a_wrong_value(run, config, override, parts):
+    refused(run(rm, "--config", config, override), *parts)
+
+
+def test_a_config_that_is_not_there(run, tmp_path):
+    refused(run(rm, "--config", tmp_path / "nothing.yaml"), "nothing.yaml does not exist")
+
+
+def test_a_data_file_without_the_columns(run, config, tmp_path):
+    data = tmp_path / "columns.jsonl"
+    data.write_text(json.dumps({"prompt": "a", "good": "b", "bad": "c"}) + "\n")
+    answer = run(rm, "--config", config, f"data.train.path={data}")
+    refused(answer, str(data), "'chosen', 'rejected'")
+
+
+def test_an_empty_data_file(run, config, tmp_path):
+    data = tmp_path / "empty.jsonl"
+    data.write_text("")
+    refused(run(rm, "--config", config, f"data.train.path={data}"), str(data), "holds no row")
+
+
+def test_a_reward_model_that_is_not_there(run, tmp_path, tiny_model, tiny_data):
+    path = ppo_config(tmp_path, tiny_model, tiny_data, tmp_path / "none")
+    refused(run(ppo, "--config", path), "reward.path", "train one first")
+
+
+def test_a_policy_in_place_of_a_reward_model(run, tmp_path, tiny_model, tiny_data):
+    path = ppo_config(tmp_path, tiny_model, tiny_data, tiny_model)
+    refused(run(ppo, "--config", path), str(tiny_model))
+
+
+def test_nothing_to_resume(run, config):
+    refused(run(rm, "--config", config, "--resume", "checkpoint.every=1"), "--resume")
+
+
+@pytest.mark.parametrize(("job", "name"), [(rm, "rm_grm"), (ppo, "ppo_grm")])
+def test_the_cluster_configs_fit_their_cluster(run, capsys, job, name, monkeypatch):
+    from tests.conftest import ROOT
+
+    monkeypatch.chdir(ROOT)
+    flags = ("--dry-run", "--cluster", "configs/cluster_2x8.yaml")
+    code, message = run(job, "--config", f"configs/{name}.yaml", *flags)
+    assert code == 0, message
+
+
+def test_a_dry_run_names_what_it_could_not_check(monkeypatch, capsys):
+    from tests.conftest import ROOT
+
+    monkeypatch.chdir(ROOT)
+    argv = "x --config configs/ppo_grm.yaml --dry-run --cluster configs/cluster_2x8.yaml"
+    monkeypatch.setattr(sys, "argv", argv.split())
+    with pytest.raises(SystemExit):
+        command.main(PpoJob, ppo.run, "")
+    said = capsys.readouterr().out
+    assert "gpu-node-1" in said
+    unchecked = said.split("could not be checked offline")[1]
+    assert "google/gemma-2b-it" in unchecked and "Unified-Feedback" in unchecked
