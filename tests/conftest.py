@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import psutil
 import pytest
 
 ROOT = Path(__file__).parent.parent
+MARK = "GRM_RAY_TEST_JOB"
 TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
@@ -92,18 +94,33 @@ def tiny_data(tmp_path_factory) -> dict[str, Path]:
 
 def job(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen:
     """`python -m grm_ray.<job> ...` in a process of its own."""
-    return subprocess.Popen(
+    mark = uuid.uuid4().hex  # every process that the job starts inherits it
+    process = subprocess.Popen(
         [sys.executable, "-m", *arguments],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT), MARK: mark, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+    process.mark = mark
+    return process
+
+
+def started_by(process: subprocess.Popen) -> list[psutil.Process]:
+    """What is still running of all that a job started."""
+    found = []
+    for other in psutil.process_iter():
+        try:
+            if other.pid != process.pid and other.environ().get(MARK) == process.mark:
+                found.append(other)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            pass
+    return found
 
 
 def finish(process: subprocess.Popen, timeout: float = 280) -> str:
-    """Output of a job, which must end by itself."""
+    """Output of a job, which must end by itself and leave no process behind."""
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -112,6 +129,7 @@ def finish(process: subprocess.Popen, timeout: float = 280) -> str:
         process.kill()
         output, _ = process.communicate()
         pytest.fail(f"the job did not end in {timeout} s:\n{output[-3000:]}")
+    assert not started_by(process), started_by(process)
     return output
 
 

@@ -1,5 +1,6 @@
 """Imports, once, what a job imports; run by the Python of the environment that it checks."""
 
+import os
 from importlib import import_module
 
 # These break when builds do not fit one another.
@@ -15,6 +16,18 @@ LATER = (
     "ray.dashboard.agent",
 )
 
+
+def compile_cpu_collectives() -> None:
+    """DeepSpeed compiles its collectives for CPUs when first used: do it now, not in a job."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    try:
+        from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+        ShareMemCommBuilder().load(verbose=False)
+    except Exception as error:
+        print(f"not compiled: DeepSpeed's CPU collectives: {error}")
+
+
 if __name__ == "__main__":
     # transformers loads its models when they are asked for, and torchvision only then.
     from transformers import LlamaForCausalLM  # noqa: F401
@@ -26,3 +39,4 @@ if __name__ == "__main__":
             import_module(name)
         except Exception as error:
             print(f"not imported: {name}: {error}")
+    compile_cpu_collectives()

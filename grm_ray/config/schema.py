@@ -34,6 +34,8 @@ class Lora(Section):
         default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         min_length=1,
     )
+    # Adapters in the last so many layers only: the backward pass ends there. null: in all.
+    last_layers: Positive | None = None
 
 
 class Head(Section):
@@ -136,6 +138,7 @@ class PairData(Section):
 class RewardTraining(Section):
     epochs: Rate = 1
     pairs_per_step: Positive = 16
+    # Evaluations before training, every so many steps and at the end; 0: at the end only.
     eval_every: NonNegative = 20
     optimizer: Optimizer = Optimizer()
 

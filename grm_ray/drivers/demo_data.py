@@ -37,7 +37,7 @@ MIN_GAP = 0.15
 """How much better by the judge the chosen answer is, at least."""
 FLIPPED_SHARE = 0.25
 TRAIN_PAIRS, TEST_PAIRS = 800, 200
-PPO_TRAIN_PROMPTS, PPO_EVAL_PROMPTS = 300, 64
+PPO_TRAIN_PROMPTS, PPO_EVAL_PROMPTS = 300, 128
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,11 @@ def run(config: PpoJob, resume: bool = False) -> Path:
         folder = open_run(config, resume)
         quarantine.write(folder / "quarantine.jsonl")
         with cluster.placement_group(wanted) as placed:
-            cast = PpoCast(config, folder, path, placed, wanted, reward["fingerprint"])
-            driver = _Driver(config, folder, cast, snapshots, identity)
+            table = LiveTable(PPO_COLUMNS)
+            cast = PpoCast(
+                config, folder, path, placed, wanted, reward["fingerprint"], table.message
+            )
+            driver = _Driver(config, folder, cast, snapshots, identity, table)
             try:
                 driver.prepare(train, held_out, path, quarantine, saved)
                 driver.train()
@@ -136,11 +139,12 @@ class _Driver:
         cast: PpoCast,
         snapshots: Snapshots,
         identity: dict[str, str],
+        table: LiveTable,
     ) -> None:
         self._config, self._folder, self._cast = config, folder, cast
         self._snapshots, self._identity = snapshots, identity
         self._tracker = Tracker(folder, {"run": config.name, "job": "ppo"}, list(config.tracking))
-        self._table = LiveTable(PPO_COLUMNS)
+        self._table = table
         self._ledger = LedgerFile(folder / "ledger.jsonl")
         kl = config.ppo.kl
         self._kl = (
@@ -209,7 +213,7 @@ class _Driver:
         before, after = (self._folder / "samples" / f"{n}.parquet" for n in ("before", "after"))
         if self._config.reward.true_reward and before.exists() and after.exists():
             difference = paired_difference(
-                *(_true_rewards(path) for path in (before, after)), seed=self._config.seed
+                *(true_rewards(path) for path in (before, after)), seed=self._config.seed
             )
             self._table.message(
                 f"true reward on held-out prompts, after minus before: {difference.mean:+.3f} "
@@ -493,7 +497,7 @@ def _mean_or_none(step: _Step, name: str) -> float | None:
     return None if any(v is None for v in values) else float(np.mean(values))
 
 
-def _true_rewards(path: Path) -> np.ndarray:
+def true_rewards(path: Path) -> np.ndarray:
     """True rewards in the order of the uids, so that two files pair up."""
     table = pq.read_table(path, columns=["uid", "true_reward"]).sort_by("uid")
     return table["true_reward"].to_numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class PpoCast:
         placed: Any,
         wanted: list[Bundle],
         fingerprint: str,
+        say: Callable[[str], None],
     ) -> None:
         self._config, self._folder, self._path = config, folder, policy_path
         self._placed, self._wanted = placed, wanted
@@ -46,8 +48,9 @@ class PpoCast:
             self._spawn_rollout,
             config.workers.rollout.count,
             admit=self._bring_up_to_date,
+            say=say,
         )
-        self.scorers = Pool("scorer", self._spawn_scorer, config.workers.scorer.count)
+        self.scorers = Pool("scorer", self._spawn_scorer, config.workers.scorer.count, say=say)
 
     @property
     def replaced(self) -> int:

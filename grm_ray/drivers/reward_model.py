@@ -170,7 +170,7 @@ class _Driver:
     def train(self, snapshots: Snapshots) -> None:
         """The loop: plan, step, evaluate, checkpoint."""
         config = self._config
-        if self._step == 0:
+        if self._step == 0 and config.training.eval_every:
             self._tracker.log({"step": 0, **self._evaluate()})
         while self._step < self._total:
             self._step += 1

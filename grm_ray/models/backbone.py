@@ -88,6 +88,7 @@ def apply_lora(lm: nn.Module, lora: Lora) -> nn.Module:
     """`lm` as a PEFT model with one trainable adapter; everything else frozen."""
     from peft import LoraConfig, get_peft_model
 
+    layers = lm.config.num_hidden_layers
     return get_peft_model(
         lm,
         LoraConfig(
@@ -96,6 +97,9 @@ def apply_lora(lm: nn.Module, lora: Lora) -> nn.Module:
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
             target_modules=lora.targets,
+            layers_to_transform=None
+            if lora.last_layers is None
+            else list(range(max(0, layers - lora.last_layers), layers)),
         ),
         # PEFT would keep adapters in fp32; DeepSpeed's bf16 casts every parameter anyway.
         autocast_adapter_dtype=False,

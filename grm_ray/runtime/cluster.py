@@ -42,6 +42,7 @@ def session(wanted: Sequence[Bundle]) -> Iterator[None]:
         )
     else:
         ray.init(address="auto" if os.environ["RAY_ADDRESS"] == "auto" else None, **options)
+    _quiet_raylet()
     for number, handler in handlers.items():
         signal.signal(number, handler)  # Ray puts handlers of its own in their place
     try:
@@ -51,6 +52,18 @@ def session(wanted: Sequence[Bundle]) -> Iterator[None]:
         children = psutil.Process().children(recursive=True) if local else []
         ray.shutdown()
         _end(children)
+
+
+def _quiet_raylet() -> None:
+    """Keep the raylet's red paragraph about each dead worker out of the job's table.
+
+    No option of Ray turns it off. The pools say in one line what died; the raylet's own log has
+    the paragraph.
+    """
+    from ray._private import worker
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *args, **kwargs: None
 
 
 def nodes() -> list[Node]:

@@ -58,6 +58,7 @@ class Pool:
         max_replacements: consecutive deaths without finished work after which the pool gives up.
         admit: (handle, what its ready call gave) -> None when it may serve, or a reference to
             wait for and ask about again: a worker that was long in starting is brought up to date.
+        say: told of every replacement, in one line.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Pool:
         depth: int = 2,
         max_replacements: int = 3,
         admit: Callable[[Any, Any], Any] = lambda handle, value: None,
+        say: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.role = role
         self.replaced = 0
@@ -75,6 +77,7 @@ class Pool:
         self._depth = depth
         self._max = max_replacements
         self._admit = admit
+        self._say = say
         self._deaths = 0
         self._line: deque[Work] = deque()
         self._members = [_Member(slot, *spawn(slot)) for slot in range(count)]
@@ -190,6 +193,7 @@ class Pool:
         self.replaced += 1
         if self._deaths > self._max:
             raise PoolFailed(f"{self.role} died {self._deaths} times in a row: {cause}") from cause
+        self._say(f"{self.role} {member.slot} died and is replaced")
         lost = [Event("lost", work) for _, work in member.work]
         member.work = []
         member.ready = False

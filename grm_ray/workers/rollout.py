@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+import torch
 
 from grm_ray.config.schema import PpoJob
 from grm_ray.data.tables import ROLLOUTS, flat
@@ -46,11 +47,12 @@ class RolloutWorker:
 
         config, engine = self._config, self._config.rollout.engine
         weight_engine.register()
+        length = config.data.max_prompt_length + config.rollout.max_new_tokens
         self._engine = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
                 model=self._path,
                 dtype=resolve_dtype(config.policy.dtype),
-                max_model_len=config.data.max_prompt_length + config.rollout.max_new_tokens,
+                max_model_len=length,
                 max_num_seqs=engine.max_num_seqs,
                 enforce_eager=engine.enforce_eager,
                 tensor_parallel_size=engine.tensor_parallel_size,
@@ -62,6 +64,7 @@ class RolloutWorker:
                 weight_transfer_config={"backend": weight_engine.NAME},
                 trust_remote_code=config.policy.trust_remote_code,
                 disable_log_stats=True,
+                **({} if torch.cuda.is_available() else _whole_prompts(length)),
             )
         )
         return str(self._version)
@@ -203,6 +206,15 @@ class RolloutWorker:
                             "version": version.step,
                         }
                     )
+
+
+def _whole_prompts(length: int) -> dict[str, Any]:
+    """Options that keep vLLM from prefilling a prompt in pieces, which a CPU engine does not bear.
+
+    After a piece vLLM winds the row's own generator back, and a CPU generator cannot be
+    ("CPU Generator does not use offset"): with seeds, such a step ends the engine.
+    """
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(2048, length)}
 
 
 @contextlib.contextmanager

@@ -66,12 +66,13 @@ def test_a_killed_run_resumes_with_nothing_repeated_or_skipped(
             "minibatches": 2,
             "optimizer": {"learning_rate": 1.0e-3, "tokens_per_micro_batch": 150},
         },
+        workers={"learner": {"count": 2, "threads": 1}},
     )
     run = tmp_path / "runs" / "ppo"
     process = start(path, tmp_path)
     wait_for(lambda: len(rows_or_none(run / "ledger.jsonl")) >= 3, process)
     workers = descendants(process, "ray::Learner", "ray::Scorer", "ray::RolloutWorker", "VLLM::")
-    assert len(workers) == 6  # a learner, two scorers, a rollout worker and its engine's two
+    assert len(workers) == 7  # two learners, two scorers, a rollout worker and its engine's two
     process.kill()
     process.communicate()
     _, alive = psutil.wait_procs(workers, timeout=20)
@@ -140,6 +141,7 @@ def test_killed_workers_are_replaced_within_the_step(tmp_path, tiny_model, tiny_
     check_ledger(run, 12, 32)
     metrics = rows(run / "metrics.jsonl")
     assert metrics[-1]["workers_replaced"] == 3
+    assert output.count("rollout 0 died and is replaced") == 2 and "raylet" not in output
     assert "true reward on held-out prompts" in output
     for name in ("before", "after"):
         assert pq.read_table(run / "samples" / f"{name}.parquet").num_rows == 6

@@ -1,0 +1,136 @@
+"""One RL step, ours against TRL's RLOOTrainer: 8 prompts, 2 answers each of at most 64 tokens.
+
+Policy and reward model are the embedded 135M model (the reward model with a fresh head), LoRA on
+the policy, KL to the reference, fp32 on both sides where the CPU has no fast bfloat16. Ours is PPO
+with a critic over vLLM, a pool of two scorers and DeepSpeed; TRL's is RLOO, without a critic, in
+one process. TRL has no PPO any more. The first step of each is left out.
+
+Both stop an answer at its end token, so the sampled lengths are printed beside the times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PEER = ROOT / ".venv-bench" / "bin" / "python"
+NEW_TOKENS, PROMPTS, SAMPLES = 64, 8, 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=6)
+    arguments = parser.parse_args()
+    if not PEER.exists():
+        sys.exit("TRL is not installed: make bench-install")
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        policy = models(work)
+        theirs = run_theirs(work, policy, arguments.steps)
+        ours = run_ours(work, arguments.steps)
+    rows = PROMPTS * SAMPLES
+    print(f"{'':8} {'s a step':>9} {'samples/s':>10} {'mean length':>12}")
+    rates = {}
+    for name, found in (("ours", ours), ("TRL", theirs)):
+        seconds = statistics.median(found["seconds"][1:])
+        rates[name] = rows / seconds
+        length = statistics.mean(found["lengths"][1:])
+        print(f"{name:8} {seconds:9.2f} {rates[name]:10.3f} {length:12.1f}")
+    from machine import finish
+
+    finish(
+        {
+            "name": "rl_step",
+            "ours": round(rates["ours"], 3),
+            "theirs": round(rates["TRL"], 3),
+            "ratio": round(rates["ours"] / rates["TRL"], 2),
+            "unit": "samples/s",
+            "detail": {"ours": ours, "trl_rloo": theirs},
+        }
+    )
+
+
+def models(work: Path) -> str:
+    """The policy's folder; reward models with fresh heads in our form and in transformers'."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from grm_ray.config.schema import Head, Model
+    from grm_ray.data.chat import ScoringContract
+    from grm_ray.models import backbone
+    from grm_ray.models.checkpoint import save_reward_model
+    from grm_ray.models.reward_model import RewardModel
+
+    path = backbone.resolve(backbone.EMBEDDED)
+    tokenizer = backbone.load_tokenizer(path)
+    torch.manual_seed(0)
+    model = RewardModel(backbone.load_causal_lm(Model(path=path), path), Head())
+    contract = ScoringContract.of(tokenizer, 256, "left")
+    save_reward_model(model, Head(), tokenizer, contract, work / "ours", "# fresh head\n")
+    other = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype="float32")
+    other.config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
+    other.save_pretrained(work / "theirs")
+    tokenizer.save_pretrained(work / "theirs")
+    return path
+
+
+def run_ours(work: Path, steps: int) -> dict[str, list[float]]:
+    config = yaml.safe_load((ROOT / "configs" / "ppo_demo.yaml").read_text(encoding="utf-8"))
+    config |= {"name": "rl_step", "runs": str(work / "runs"), "tracking": []}
+    config["reward"] = {"path": str(work / "ours")}
+    config["rollout"] |= {
+        "prompts_per_step": PROMPTS,
+        "samples_per_prompt": SAMPLES,
+        "max_new_tokens": NEW_TOKENS,
+    }
+    config["ppo"] |= {"steps": steps, "minibatches": 1}
+    config["evaluation"] = {"prompts": 1}
+    config["checkpoint"] = {"every": 0}
+    path = work / "ours.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    _call([sys.executable, "-m", "grm_ray.ppo", "--config", str(path)])
+    lines = (work / "runs" / "rl_step" / "metrics.jsonl").read_text().splitlines()
+    metrics = [m for m in map(json.loads, lines) if m["step"]]
+    return {
+        "seconds": [sum(v for k, v in m.items() if k.startswith("phase/")) for m in metrics],
+        "lengths": [m["response_length"] for m in metrics],
+    }
+
+
+def run_theirs(work: Path, policy: str, steps: int) -> dict[str, list[float]]:
+    demo = ROOT / "grm_ray" / "data" / "demo" / "prompts.jsonl"
+    rows = map(json.loads, demo.read_text(encoding="utf-8").splitlines())
+    job: dict[str, Any] = {
+        "policy": policy,
+        "reward": str(work / "theirs"),
+        "output": str(work / "trl"),
+        "prompts": [row["prompt"] for row in rows if row["split"] == "train"],
+        "rows": PROMPTS * SAMPLES,
+        "samples_per_prompt": SAMPLES,
+        "new_tokens": NEW_TOKENS,
+        "steps": steps,
+        "threads": 2,
+    }
+    peer = Path(__file__).parent / "peers" / "trl_rloo.py"
+    said = _call([str(PEER), str(peer), json.dumps(job)])
+    return json.loads(said.strip().splitlines()[-1])
+
+
+def _call(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        sys.exit(f"{command[0]} failed:\n{done.stdout[-2000:]}{done.stderr[-3000:]}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()

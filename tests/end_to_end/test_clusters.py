@@ -1,0 +1,135 @@
+"""On clusters that were there before the job: one that takes submissions, one of two nodes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import ROOT, finish, job, rows
+from tests.end_to_end.conftest import ppo_config
+
+RAY = str(Path(sys.executable).parent / "ray")
+SMALL = {"steps": 2, "optimizer": {"learning_rate": 1.0e-3}}
+
+
+def free_port() -> int:
+    with socket.socket() as some:
+        some.bind(("127.0.0.1", 0))
+        return some.getsockname()[1]
+
+
+@pytest.fixture
+def start_node():
+    """`start_node(*flags)`: a Ray node in a process of its own; all end with the test."""
+    started = []
+
+    def start(*flags):
+        started.append(
+            subprocess.Popen(
+                [RAY, "start", "--block", "--disable-usage-stats", *flags],
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        )
+
+    yield start
+    for process in reversed(started):
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        for child in psutil.wait_procs(family, timeout=10)[1]:
+            child.kill()
+
+
+def wait_for(condition, seconds):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if condition():
+            return True
+        time.sleep(0.5)
+    return False
+
+
+def answers(url):
+    try:
+        return urllib.request.urlopen(url, timeout=2).status == 200
+    except OSError:
+        return False
+
+
+@pytest.mark.timeout(420)
+def test_a_submitted_job_succeeds_with_a_report(
+    start_node, tmp_path, tiny_model, tiny_data, reward_model
+):
+    gcs, dashboard = free_port(), free_port()
+    start_node(
+        "--head", "--num-cpus", "2", "--port", str(gcs), "--include-dashboard", "true",
+        "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard),
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{dashboard}"
+    assert wait_for(lambda: answers(f"{url}/api/version"), 90)
+    # More prompt tokens at once than vLLM takes in one step (2048).
+    crowd = {
+        "prompts_per_step": 40,
+        "samples_per_prompt": 4,
+        "max_new_tokens": 6,
+        "rows_per_batch": 16,
+        "engine": {"max_num_seqs": 256},
+    }
+    path = ppo_config(
+        tmp_path, tiny_model, tiny_data, reward_model[0] / "model", ppo=SMALL, rollout=crowd
+    )
+    command = [
+        RAY, "job", "submit", "--address", url, "--",
+        sys.executable, "-m", "grm_ray.ppo", "--config", str(path),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "succeeded" in done.stdout, done.stdout + done.stderr
+    with urllib.request.urlopen(f"{url}/api/jobs/", timeout=10) as listing:
+        (entry,) = [j for j in json.load(listing) if j["type"] == "SUBMISSION"]
+    assert entry["status"] == "SUCCEEDED"
+    run = tmp_path / "runs" / "ppo"
+    assert (run / "report.html").stat().st_size > 1000
+    assert len(rows(run / "ledger.jsonl")) == 2
+
+
+@pytest.mark.timeout(420)
+def test_workers_spread_over_two_nodes(start_node, tmp_path, tiny_model, tiny_data, reward_model):
+    """Each node has one CPU: no placement on one node would do."""
+    address = f"127.0.0.1:{free_port()}"
+    start_node("--head", "--num-cpus", "1", "--port", address.split(":")[1],
+               "--include-dashboard", "false")  # fmt: skip
+    assert wait_for(lambda: _up(address), 60)
+    start_node("--address", address, "--num-cpus", "1")
+    path = ppo_config(
+        tmp_path, tiny_model, tiny_data, reward_model[0] / "model", ppo=SMALL,
+        workers={"learner": {"cpus": 1.0}, "rollout": {"cpus": 0.5}, "scorer": {"cpus": 0.25}},
+    )  # fmt: skip
+    assert wait_for(lambda: _nodes(address) == 2, 60)
+    output = finish(job("grm_ray.ppo", "--config", str(path), cwd=tmp_path, RAY_ADDRESS=address))
+    assert "report: " in output, output
+    run = tmp_path / "runs" / "ppo"
+    metrics = rows(run / "metrics.jsonl")
+    assert len(rows(run / "ledger.jsonl")) == 2
+    assert all(m["engine_gap"] < 0.05 for m in metrics if m["step"])
+
+
+def _up(address):
+    host, port = address.split(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
+
+
+def _nodes(address):
+    command = [RAY, "status", "--address", address]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return sum(" node_" in line for line in done.stdout.split("Pending")[0].splitlines())
