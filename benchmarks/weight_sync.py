@@ -65,7 +65,7 @@ def _measure(
     some = prompts(config.data.train, Quarantine())[:rows]
     table, info = prompts_table.remote(some, path, False, 128, str(logs / "encoder.log"))
     count = len(ray.get(info)["prompt_ids"])
-    ray.get([learner.setup.remote(ray.get(learner.address.remote())), rollout.start.remote()])
+    ray.get([learner.setup.remote((*ray.get(learner.address.remote()), 1)), rollout.start.remote()])
     calls = 0
 
     def speak() -> tuple[Any, Any, dict[str, Any]]:

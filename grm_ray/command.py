@@ -24,7 +24,7 @@ def main(schema: type[J], run: Callable[[J, bool], Path], description: str) -> N
     0: done. 2: config or data is wrong (one message, no traceback). 1: anything else.
     """
     arguments = _parser(description).parse_args()
-    code = 1
+    code, config = 1, None
     try:
         config = load(schema, arguments.config, arguments.overrides)
         if arguments.dry_run:
@@ -40,12 +40,22 @@ def main(schema: type[J], run: Callable[[J, bool], Path], description: str) -> N
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
-        print("\ninterrupted; go on with --resume", file=sys.stderr)
+        print(f"\ninterrupted; {_how_to_go_on(config)}", file=sys.stderr)
     except Exception as error:  # noqa: BLE001 - the last place that can say what happened
         traceback.print_exc()
         print(f"error: {type(error).__name__}: {str(error)[-2000:]}", file=sys.stderr)
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _how_to_go_on(config: Any) -> str:
+    from grm_ray.runtime.snapshot import Snapshots
+
+    if config is not None:
+        run = Path(config.runs).expanduser() / config.name
+        if Snapshots(run / "checkpoints", 1).latest():
+            return "go on with --resume"
+    return "there is no checkpoint to go on from"
 
 
 def _parser(description: str) -> argparse.ArgumentParser:

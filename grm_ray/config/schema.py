@@ -90,7 +90,7 @@ class Optimizer(Section):
     warmup_ratio: Fraction = 0.03
     minimum_ratio: Fraction = 0.0
     max_grad_norm: Rate = 1.0
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    zero_stage: Literal[0, 1, 2] = 2
     tokens_per_micro_batch: Positive = 2048
 
 
@@ -105,6 +105,8 @@ class Job(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     runs: str = "runs"
     seed: NonNegative = 0
+    # Seconds without any sign of life from a worker that is waited for; then the run gives up.
+    timeout_s: Positive = 1800
     tracking: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
 
 
@@ -282,6 +284,10 @@ class PpoJob(Job):
     @model_validator(mode="after")
     def _a_step_feeds_every_minibatch(self) -> PpoJob:
         rows = self.rollout.prompts_per_step * self.rollout.samples_per_prompt
-        if rows < self.ppo.minibatches:
-            raise ValueError(f"ppo.minibatches: {self.ppo.minibatches} of {rows} rows a step")
+        ranks = self.workers.learner.count
+        if rows < self.ppo.minibatches * ranks:
+            raise ValueError(
+                f"ppo.minibatches: {self.ppo.minibatches} on {ranks} learners need as many rows a "
+                f"step; prompts_per_step x samples_per_prompt is {rows}"
+            )
         return self

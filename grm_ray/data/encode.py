@@ -15,32 +15,34 @@ from grm_ray.data.tables import PAIRS, PROMPTS
 
 def encode_pairs(
     pairs: Sequence[Pair], tokenizer: Any, contract: ScoringContract
-) -> tuple[pa.Table, dict[str, int]]:
-    """`PAIRS` and how many pairs were cut or left out, by reason.
+) -> tuple[pa.Table, list[tuple[str, str]], int]:
+    """`PAIRS`, (uid, reason) of every pair left out, and how many were cut to fit.
 
     A pair whose answers become identical by truncation teaches nothing and is left out.
     """
     rows: dict[str, list[Any]] = {name: [] for name in PAIRS.names}
-    counts = {"truncated": 0, "too long": 0, "identical after truncation": 0}
+    left_out: list[tuple[str, str]] = []
+    truncated = 0
     for number, pair in enumerate(pairs):
+        uid = f"{pair.prompt_id}:{number}"
         prompt = prompt_tokens(tokenizer, [{"role": r, "content": c} for r, c in pair.prompt])
         sides = [
             contract.close(answer_tokens(tokenizer, text)) for text in (pair.chosen, pair.rejected)
         ]
         fitted = _fit_together(contract, prompt, sides)
         if fitted is None:
-            counts["too long"] += 1
+            left_out.append((uid, "longer than data.max_length"))
             continue
         cut_prompt, chosen, rejected = fitted
         if chosen == rejected:
-            counts["identical after truncation"] += 1
+            left_out.append((uid, "identical after truncation"))
             continue
-        counts["truncated"] += int((cut_prompt, chosen, rejected) != (prompt, *sides))
-        rows["uid"].append(f"{pair.prompt_id}:{number}")
+        truncated += int((cut_prompt, chosen, rejected) != (prompt, *sides))
+        rows["uid"].append(uid)
         rows["prompt_tokens"].append(cut_prompt)
         rows["chosen_tokens"].append(chosen)
         rows["rejected_tokens"].append(rejected)
-    return pa.table(rows, schema=PAIRS), {k: v for k, v in counts.items() if v}
+    return pa.table(rows, schema=PAIRS), left_out, truncated
 
 
 def _fit_together(

@@ -34,8 +34,10 @@ class Quarantine:
 
     rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, file: str, line: int, reason: str) -> None:
-        self.rows.append({"file": file, "line": line, "reason": reason})
+    def add(self, file: str, line: int, reason: str, row: str | None = None) -> None:
+        """`row` names a row whose line is not known any more (it was read well before)."""
+        found: dict[str, Any] = {"file": file, "line": line, "reason": reason}
+        self.rows.append(found if row is None else {**found, "row": row})
 
     def counts(self) -> dict[str, int]:
         """How many rows were left out, by reason."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,9 +80,9 @@ def check(config: Job, cluster: list[Node] | None = None, elsewhere: bool = Fals
 
 
 def _reward_model(config: RewardModelJob, plan: Plan) -> None:
-    registry.check("preference loss", config.loss.preference)
+    registry.resolve("preference loss", config.loss.preference)
     if config.loss.regularizer is not None:
-        registry.check("regularizer", config.loss.regularizer)
+        registry.resolve("regularizer", config.loss.regularizer)
     _model(config.model, plan)
     _data(config.data.train, {"chosen", "rejected"}, plan)
     if config.data.eval is not None:
@@ -100,7 +101,13 @@ def _ppo(config: PpoJob, plan: Plan, elsewhere: bool) -> None:
     folder = Path(config.reward.path).expanduser()
     if folder.is_dir():
         check_reward_model(folder)
-        ScoringContract.load(folder)
+        longest = config.data.max_prompt_length + config.rollout.max_new_tokens + 1
+        reads = ScoringContract.load(folder).max_length
+        if longest > reads:
+            raise ConfigError(
+                f"reward.path: {folder} reads {reads} tokens, but data.max_prompt_length + "
+                f"rollout.max_new_tokens + 1 is {longest}; lower one of them"
+            )
         plan.reads.append(f"reward model {folder}")
     elif elsewhere and config.reward.path.startswith(f"{config.runs}/"):
         plan.unchecked.append(f"reward model {folder} (a run's output, not on this machine)")
@@ -115,7 +122,12 @@ def _model(model: Model, plan: Plan) -> None:
     if backbone.is_hub_id(model.path):
         plan.unchecked.append(f"model '{model.path}' (hub id: not looked up)")
     else:
-        plan.reads.append(f"model {backbone.resolve(model.path)}")
+        path = backbone.resolve(model.path)
+        wrong = backbone.unsupported(json.loads((Path(path) / "config.json").read_text("utf-8")))
+        if wrong:
+            raise ConfigError(f"model {model.path}: {wrong}")
+        ScoringContract.of(backbone.load_tokenizer(path, model.trust_remote_code), 1, "left")
+        plan.reads.append(f"model {path}")
 
 
 def _data(source: Source, columns: set[str], plan: Plan) -> None:

@@ -15,13 +15,20 @@ class RankFailed(RuntimeError):
 class Group:
     """The actors of one ZeRO group, called in lockstep."""
 
-    def __init__(self, make: Callable[[int], Any], world: int) -> None:
+    def __init__(self, make: Callable[[int], Any], world: int, timeout_s: float) -> None:
+        self._timeout = timeout_s
         self.ranks = [make(rank) for rank in range(world)]
 
     def setup(self, *args: Any) -> list[Any]:
         """Let the ranks find each other: rank 0 says where it waits."""
-        address = self._get(self.ranks[0].address.remote())
-        return self.call("setup", address, *args)
+        addresses = self.call("address")
+        hosts = [host for host, _ in addresses]
+        return self.gather(
+            [
+                rank.setup.remote((*addresses[0], hosts.count(host)), *args)
+                for rank, host in zip(self.ranks, hosts, strict=True)
+            ]
+        )
 
     def call(self, method: str, *args: Any) -> list[Any]:
         """`method` with equal arguments on every rank; results in rank order."""
@@ -35,7 +42,9 @@ class Group:
         """
         pending = list(refs)
         while pending:
-            done, pending = ray.wait(pending, num_returns=1)
+            done, pending = ray.wait(pending, num_returns=1, timeout=self._timeout)
+            if not done:
+                raise RankFailed(f"no training rank answered for {self._timeout} s")
             self._get(done[0])
         return ray.get(refs)
 

@@ -1,11 +1,13 @@
 """PPO: generate, score, evaluate, learn, send the weights on. The driver holds the ledger.
 
 Rows stream: scorers and learner take batches while longer answers are still being written; only
-the optimizer step waits for all. The driver passes references and reads per-row metadata.
+the optimizer step waits for all. The driver passes references and reads per-row metadata; of the
+rows themselves it reads the text that goes into `samples/`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +19,14 @@ import pyarrow.parquet as pq
 import ray
 
 from grm_ray.config.load import ConfigError
-from grm_ray.config.schema import PpoJob
+from grm_ray.config.schema import PpoJob, Source
 from grm_ray.data import sources
 from grm_ray.data.order import EpochOrder
 from grm_ray.data.packing import split_by_tokens
 from grm_ray.data.sources import Prompt, Quarantine
 from grm_ray.drivers.checks import check, roles
 from grm_ray.drivers.ppo_workers import PpoCast
-from grm_ray.drivers.run_folder import check_same_run, open_run
+from grm_ray.drivers.run_folder import next_incarnation, open_run, saved_state
 from grm_ray.models import backbone
 from grm_ray.models.checkpoint import check_reward_model, model_identity
 from grm_ray.objectives.kl import AdaptiveKL, FixedKL
@@ -34,11 +36,15 @@ from grm_ray.runtime import cluster
 from grm_ray.runtime.ledger import LedgerFile, StepLedger, seed, uid
 from grm_ray.runtime.live import PPO_COLUMNS, LiveTable
 from grm_ray.runtime.placement import bundles
-from grm_ray.runtime.pool import Event, Pool, Work
+from grm_ray.runtime.pool import Event, Pool, PoolFailed, Work
 from grm_ray.runtime.snapshot import Snapshots
 from grm_ray.runtime.tracking import Tracker
 from grm_ray.runtime.weights import Version
 from grm_ray.study.intervals import bootstrap_mean, paired_difference
+
+# Mean difference of the engine's and the learner's log-prob of a token; rounding in bfloat16 gives
+# a few hundredths.
+GAP_TO_WARN = 0.2
 
 SCORED, EVALUATED, GENERATED = "scored", "evaluated", "generated"
 
@@ -54,12 +60,14 @@ def run(config: PpoJob, resume: bool = False) -> Path:
     train, held_out = read_prompts(config, quarantine)
     path = backbone.resolve(config.policy.path)
     reward = check_reward_model(Path(config.reward.path).expanduser())
-    identity = {"policy": model_identity(path), "reward": reward["fingerprint"]}
+    identity = {
+        "policy model": model_identity(path),
+        "reward model": reward["fingerprint"],
+        "set of prompts": _fingerprint([*train, *held_out]),
+    }
     runs = Path(config.runs).expanduser()
     snapshots = Snapshots(runs / config.name / "checkpoints", config.checkpoint.keep)
-    saved = snapshots.latest() if resume else None
-    if saved is not None:
-        _check_checkpoint(saved, identity, config)
+    saved = saved_state(snapshots, identity, config, resume)
     wanted = bundles(roles(config))
     with cluster.session(wanted):
         folder = open_run(config, resume)
@@ -99,13 +107,8 @@ def read_prompts(config: PpoJob, quarantine: Quarantine) -> tuple[list[Prompt], 
     return train, held_out
 
 
-def _check_checkpoint(saved: tuple[Path, dict], identity: dict[str, str], config: PpoJob) -> None:
-    for role, mine in identity.items():
-        if saved[1]["models"][role] != mine:
-            raise ConfigError(
-                f"--resume: {saved[0]} was made with another {role} model than the config names"
-            )
-    check_same_run(saved[1]["config"], config)
+def _fingerprint(prompts: list[Prompt]) -> str:
+    return hashlib.sha256(" ".join(p.prompt_id for p in prompts).encode()).hexdigest()
 
 
 @dataclass
@@ -114,7 +117,6 @@ class _Step:
 
     ledger: StepLedger
     evaluate: bool
-    greedy: bool
     began: float = field(default_factory=time.perf_counter)
     at: dict[str, float] = field(default_factory=dict)
     rollouts: list[Any] = field(default_factory=list)
@@ -154,7 +156,7 @@ class _Driver:
         )
         reward = config.reward
         self._rewards = RewardPipeline(reward.normalize, reward.clip, reward.missing_eos_penalty)
-        self._version = Version(0, 0)
+        self._version = Version(next_incarnation(folder), 0)
         self._step = 0
 
     # ----------------------------------------------------------------- the run
@@ -170,8 +172,11 @@ class _Driver:
         """Start every worker at once, tokenise meanwhile, restore a checkpoint."""
         config = self._config
         self._table.status("starting workers (vLLM takes about half a minute)")
-        self._prompts, self._ids = self._encode(train, path, quarantine)
-        self._held_out, self._held_out_ids = self._encode(held_out, path, quarantine)
+        data = config.data
+        self._prompts, self._ids = self._encode(train, data.train, path, quarantine)
+        self._held_out, self._held_out_ids = self._encode(
+            held_out, data.eval or data.train, path, quarantine
+        )
         quarantine.write(self._folder / "quarantine.jsonl")
         shown = ", ".join(f"{n} {reason}" for reason, n in quarantine.counts().items())
         self._table.message(
@@ -271,26 +276,38 @@ class _Driver:
             "phase/sync": ended - before_sync,
             **learned,
         }
+        if metrics["engine_gap"] > GAP_TO_WARN:
+            self._table.message(
+                f"step {self._step}: engine and learner differ by {metrics['engine_gap']:.2f} nats "
+                "a token; the two do not run the same model"
+            )
         metrics["phase/other"] = max(
             0.0, seconds - sum(v for k, v in metrics.items() if k.startswith("phase/"))
         )
         return metrics
 
-    def _gather(
-        self, prompts: Any, rows: list[tuple[int, str]], evaluate: bool, greedy: bool = False
-    ) -> _Step:
+    def _gather(self, prompts: Any, rows: list[tuple[int, str]], evaluate: bool) -> _Step:
         """Have every row generated, scored and (to learn from it) evaluated, whatever dies."""
         needs = {GENERATED, SCORED} | ({EVALUATED} if evaluate else set())
-        step = _Step(StepLedger([name for _, name in rows], frozenset(needs)), evaluate, greedy)
+        step = _Step(StepLedger([name for _, name in rows], frozenset(needs)), evaluate)
         row_of = {name: row for row, name in rows}
         self._request(prompts, row_of, step, [name for _, name in rows])
         pending_evaluations: dict[Any, Any] = {}
+        heard = time.monotonic()
         while not step.ledger.complete:
             done = len(rows) - len(step.ledger.lacking(SCORED))
             self._table.status(f"step {self._step}: rows scored", done, len(rows))
             rollouts, scorers = self._cast.rollouts, self._cast.scorers
             waiting = [*rollouts.waitables(), *scorers.waitables(), *pending_evaluations]
-            for ref in ray.wait(waiting, num_returns=1, timeout=5, fetch_local=False)[0]:
+            done_refs = ray.wait(waiting, num_returns=1, timeout=5, fetch_local=False)[0]
+            if done_refs:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > self._config.timeout_s:
+                lacking = {need: len(step.ledger.lacking(need)) for need in sorted(needs)}
+                raise PoolFailed(
+                    f"no worker answered for {self._config.timeout_s} s; rows lacking: {lacking}"
+                )
+            for ref in done_refs:
                 if rollouts.owns(ref):
                     for event in rollouts.handle(ref):
                         self._rollout_event(event, prompts, row_of, step, pending_evaluations)
@@ -310,7 +327,7 @@ class _Driver:
                 Work(
                     lambda worker, wanted=wanted: worker.generate.options(
                         num_returns="streaming"
-                    ).remote(prompts, wanted, step.greedy),
+                    ).remote(prompts, wanted),
                     share.tolist(),
                 )
             )
@@ -330,6 +347,11 @@ class _Driver:
                 self._request(prompts, row_of, step, again)
         elif event.kind == "item":
             batch, metadata = event.value
+            if metadata["versions"] != [str(self._version)]:
+                raise RuntimeError(
+                    f"rows written by weights {', '.join(metadata['versions'])}, "
+                    f"the policy is at {self._version}"
+                )
             fresh = set(step.note(GENERATED, metadata["uids"]))
             if not fresh:
                 return
@@ -439,10 +461,8 @@ class _Driver:
         extra = {"kl": self._kl.state_dict(), "rewards": self._rewards.state_dict()}
         hashes = self._cast.learners.call("save", str(part / "learner"), extra)
         return {
-            "models": self._identity,
+            "identity": self._identity,
             "config": self._config.model_dump(mode="json"),
-            "incarnation": self._version.incarnation,
-            "position": self._step * self._config.rollout.prompts_per_step,
             "hashes": hashes,
         }
 
@@ -452,13 +472,15 @@ class _Driver:
         self._kl.load_state_dict(extra["kl"])
         self._rewards.load_state_dict(extra["rewards"])
         self._step = state["step"]
-        self._version = Version(state["incarnation"] + 1, self._step)
+        self._version = Version(self._version.incarnation, self._step)
         self._ledger.cut_after(self._step)
         self._tracker.resume(self._step)
         self._cast.send_weights(self._version)
         self._table.message(f"resumed after step {self._step}, weights {self._version}")
 
-    def _encode(self, prompts: list[Prompt], path: str, quarantine: Quarantine) -> tuple[Any, list]:
+    def _encode(
+        self, prompts: list[Prompt], source: Source, path: str, quarantine: Quarantine
+    ) -> tuple[Any, list]:
         from grm_ray.workers.encoder import prompts_table
 
         config = self._config
@@ -471,11 +493,7 @@ class _Driver:
         )
         info = ray.get(info_ref)
         for prompt_id in info["too_long"]:
-            quarantine.add(
-                config.data.train.path,
-                0,
-                f"longer than data.max_prompt_length: prompt {prompt_id}",
-            )
+            quarantine.add(source.path, 0, "longer than data.max_prompt_length", prompt_id)
         if not info["prompt_ids"]:
             raise ConfigError(
                 f"no prompt fits data.max_prompt_length: {config.data.max_prompt_length} tokens"
@@ -488,7 +506,7 @@ class _Driver:
             "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n"
             f"# {config.name}\n\n`{config.policy.path}` after {config.ppo.steps} PPO steps against "
             f"the reward model `{config.reward.path}` "
-            f"(fingerprint {self._identity['reward'][:12]}), by grm_ray.\n"
+            f"(fingerprint {self._identity['reward model'][:12]}), by grm_ray.\n"
         )
 
 

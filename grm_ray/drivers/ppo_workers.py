@@ -13,7 +13,7 @@ from grm_ray.config.schema import PpoJob, Workers
 from grm_ray.drivers.groups import Group
 from grm_ray.runtime import cluster
 from grm_ray.runtime.placement import Bundle
-from grm_ray.runtime.pool import Pool, PoolFailed
+from grm_ray.runtime.pool import DEATHS, Pool, PoolFailed
 from grm_ray.runtime.weights import Version, WeightUpdate
 from grm_ray.workers.learner import Learner
 from grm_ray.workers.rollout import RolloutWorker
@@ -41,7 +41,7 @@ class PpoCast:
         self._admitting: list[Any] = []
         self._plain = config.model_dump(mode="json")
         self._tokens = [0] * config.workers.learner.count
-        self.learners = Group(self._make_learner, config.workers.learner.count)
+        self.learners = Group(self._make_learner, config.workers.learner.count, config.timeout_s)
         # One share of a step a worker: continuous batching wants all of it at once.
         self.rollouts = Pool(
             "rollout",
@@ -63,11 +63,12 @@ class PpoCast:
         Raises:
             PoolFailed: a scorer holds another reward model than the config's folder.
         """
+        timeout = self._config.timeout_s
         self.learners.setup()
-        for found in self.scorers.wait_ready():
+        for found in self.scorers.wait_ready(timeout):
             if found != self._fingerprint:
                 raise PoolFailed(f"a scorer loaded reward model {found}, not {self._fingerprint}")
-        self.rollouts.wait_ready()
+        self.rollouts.wait_ready(timeout)
 
     def evaluate(self, batch: Any, tokens: int) -> tuple[Any, Any]:
         """Log-probs and values of a batch on the least loaded rank: references to both results."""
@@ -79,7 +80,7 @@ class PpoCast:
         """Merged weights of the learner into every rollout engine, or into its replacement."""
         # A replacement may be reading the version before; its file is written over in turn.
         if self._admitting:
-            ray.wait(self._admitting, num_returns=len(self._admitting))
+            ray.wait(self._admitting, num_returns=len(self._admitting), timeout=60)
             self._admitting.clear()
         self._update = self.learners.call("export_weights", version)[0]
         self._blob = self._bytes_if_needed()
@@ -89,8 +90,8 @@ class PpoCast:
         }
         for handle, ref in refs.items():
             try:
-                ray.get(ref)
-            except ray.exceptions.RayActorError as error:
+                ray.get(ref, timeout=self._config.timeout_s)
+            except DEATHS as error:
                 self.rollouts.replace_dead(handle, error)
         self._tokens = [0] * len(self._tokens)
 
@@ -155,5 +156,6 @@ class PpoCast:
             reward.tokens_per_micro_batch,
             workers.threads,
             self._log("scorer", slot),
+            self._config.policy.trust_remote_code,
         )
-        return worker, worker.fingerprint.remote()
+        return worker, worker.start.remote()

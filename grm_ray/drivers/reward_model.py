@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from grm_ray.data.packing import split_by_tokens
 from grm_ray.data.sources import Pair, Quarantine
 from grm_ray.drivers.checks import check, roles
 from grm_ray.drivers.groups import Group
-from grm_ray.drivers.run_folder import check_same_run, open_run
+from grm_ray.drivers.run_folder import open_run, saved_state
 from grm_ray.models import backbone
 from grm_ray.models.checkpoint import model_identity
 from grm_ray.reporting.page import write_report
@@ -39,15 +40,11 @@ def run(config: RewardModelJob, resume: bool = False) -> Path:
     quarantine = Quarantine()
     train, held_out = read_pairs(config, quarantine)
     path = backbone.resolve(config.model.path)
-    identity = model_identity(path)
+    identity = {"model": model_identity(path), "training data": _fingerprint(train)}
     snapshots = Snapshots(
         Path(config.runs).expanduser() / config.name / "checkpoints", config.checkpoint.keep
     )
-    saved = snapshots.latest() if resume else None
-    if saved is not None:
-        if saved[1]["model"] != identity:
-            raise ConfigError(f"--resume: {saved[0]} was made from another model than {path}")
-        check_same_run(saved[1]["config"], config)
+    saved = saved_state(snapshots, identity, config, resume)
     wanted = bundles(roles(config))
     with cluster.session(wanted):
         folder = open_run(config, resume)
@@ -89,6 +86,13 @@ def read_pairs(config: RewardModelJob, quarantine: Quarantine) -> tuple[list[Pai
     return train, held_out
 
 
+def _fingerprint(pairs: list[Pair]) -> str:
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(repr(pair).encode())
+    return digest.hexdigest()
+
+
 def _limited(pairs: list[Pair], source: Source, seed: int) -> list[Pair]:
     if source.shuffle:
         pairs = [pairs[i] for i in np.random.default_rng([seed, 1]).permutation(len(pairs))]
@@ -118,7 +122,7 @@ class _Driver:
                 str(folder / "logs" / f"trainer-{rank}.log"),
             )
 
-        self._group = Group(make, world)
+        self._group = Group(make, world, config.timeout_s)
         self._step = 0
 
     def prepare(
@@ -127,7 +131,7 @@ class _Driver:
         held_out: list[Pair],
         quarantine: Quarantine,
         saved: tuple[Path, dict] | None,
-        identity: str,
+        identity: dict[str, str],
     ) -> None:
         """Tokenise in a task, load the model on every rank, restore a checkpoint."""
         import ray
@@ -151,7 +155,7 @@ class _Driver:
             if not metadata["uids"]:
                 raise ConfigError(
                     f"no {name} pair fits data.max_length: {config.data.max_length} "
-                    f"({metadata['left_out']})"
+                    f"({len(metadata['left_out'])} are longer)"
                 )
         self._report_data(quarantine)
         count = len(self._train["lengths"])
@@ -247,17 +251,24 @@ class _Driver:
     def _snapshot(self, part: Path) -> dict[str, Any]:
         hashes = self._group.call("save", str(part / "trainer"), {})
         return {
-            "model": self._identity,
+            "identity": self._identity,
             "config": self._config.model_dump(mode="json"),
             "hashes": hashes,
         }
 
     def _report_data(self, quarantine: Quarantine) -> None:
-        left_out = quarantine.counts() | self._train["left_out"]
-        shown = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+        data = self._config.data
+        sides = ((self._train, data.train), (self._held_out, data.eval or data.train))
+        for metadata, source in sides:
+            for uid, reason in metadata["left_out"]:
+                quarantine.add(source.path, 0, reason, uid)
+        quarantine.write(self._folder / "quarantine.jsonl")
+        shown = ", ".join(f"{count} {reason}" for reason, count in quarantine.counts().items())
+        cut = sum(metadata["truncated"] for metadata, _ in sides)
         self._table.message(
             f"{len(self._train['uids'])} training pairs, {len(self._held_out['uids'])} held out"
-            + (f"; left out or cut: {shown} (quarantine.jsonl)" if shown else "")
+            + (f"; left out: {shown} (quarantine.jsonl)" if shown else "")
+            + (f"; {cut} cut to data.max_length ({data.truncation})" if cut else "")
         )
 
     def _card(self) -> str:

@@ -8,9 +8,20 @@ from pydantic import BaseModel
 
 from grm_ray.config.load import ConfigError, dump
 from grm_ray.config.schema import Job
+from grm_ray.runtime.snapshot import Snapshots
 
-# What may differ between a run and its resumption: where things run and what is shown.
-FREE_TO_CHANGE = {"name", "runs", "tracking", "checkpoint", "workers", "evaluation"}
+# What may differ between a run and its resumption: where things run and what is shown. The ranks
+# of a ZeRO group hold a share each, so their number stays.
+FREE_TO_CHANGE = (
+    "name",
+    "runs",
+    "tracking",
+    "checkpoint",
+    "workers",
+    "evaluation.every",
+    "timeout_s",
+)
+FIXED = ("workers.count", "workers.learner.count")
 
 
 def open_run(config: Job, resume: bool) -> Path:
@@ -44,13 +55,51 @@ def check_same_run(saved: dict, config: BaseModel) -> None:
     differing = [
         f"{key}: {then!r} in the checkpoint, {here!r} now"
         for key, then, here in _differences(saved, now)
-        if key.split(".")[0] not in FREE_TO_CHANGE
+        if key in FIXED or not f"{key}.".startswith(tuple(f"{k}." for k in FREE_TO_CHANGE))
     ]
     if differing:
         raise ConfigError(
             "--resume would continue another run: " + "; ".join(differing) + ". "
             "Restore these keys, or start a run under another name."
         )
+
+
+def saved_state(
+    snapshots: Snapshots, identity: dict[str, str], config: Job, resume: bool
+) -> tuple[Path, dict] | None:
+    """The newest checkpoint when `resume` is asked for; None when it is not.
+
+    Args:
+        identity: what -> fingerprint of the models and the data that the run is made of.
+
+    Raises:
+        ConfigError: there is no checkpoint, or it belongs to another run.
+    """
+    if not resume:
+        return None
+    saved = snapshots.latest()
+    if saved is None:
+        raise ConfigError(
+            f"--resume: {Path(config.runs).expanduser() / config.name} holds no checkpoint "
+            f"(checkpoint.every: {config.checkpoint.every}); start it without --resume"
+        )
+    for what, mine in identity.items():
+        if saved[1]["identity"].get(what) != mine:
+            raise ConfigError(
+                f"--resume: {saved[0]} was made with another {what} than the config's"
+            )
+    check_same_run(saved[1]["config"], config)
+    return saved
+
+
+def next_incarnation(folder: Path) -> int:
+    """A number that no earlier start or resumption of this run had: 0, 1, 2, ..."""
+    file = folder / "incarnation"
+    number = int(file.read_text(encoding="utf-8")) + 1 if file.exists() else 0
+    fresh = file.with_name("incarnation.part")
+    fresh.write_text(str(number), encoding="utf-8")
+    fresh.replace(file)
+    return number
 
 
 def _differences(then: dict, here: dict, prefix: str = "") -> list[tuple[str, object, object]]:

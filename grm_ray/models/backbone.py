@@ -12,8 +12,7 @@ from torch import nn
 
 from grm_ray.config.load import ConfigError
 from grm_ray.config.schema import Dtype, Lora, Model
-
-EMBEDDED = "smollm2-135m-instruct"
+from grm_ray.models.embedded import EMBEDDED_NAME as EMBEDDED
 
 
 def resolve(path: str) -> str:
@@ -46,8 +45,24 @@ def is_hub_id(path: str) -> bool:
     looks = (
         path.count("/") == 1 and not path.startswith((".", "/", "~")) and path.strip("/") == path
     )
-    # A run's own output folder is meant as a folder, also when it is not there (yet).
-    return looks and not Path(path).exists() and not path.startswith("runs/")
+    # `runs/x` is a run's own output, and with a folder `models` here, `models/x` is one in it.
+    local = path.startswith("runs/") or Path(path.split("/")[0]).is_dir()
+    return looks and not local and not Path(path).exists()
+
+
+def unsupported(config: dict[str, Any]) -> str | None:
+    """What of a model's config the log-probs of this project would get wrong; None: nothing.
+
+    Log-probs are taken as softmax(hidden @ W): a model that bends or scales its logits would
+    train on another law than the one it samples from, and nothing would say so.
+    """
+    bends = [
+        key
+        for key in ("final_logit_softcapping", "attn_logit_softcapping")
+        if config.get(key) is not None
+    ]
+    bends += [k for k in ("logit_scale", "logits_scaling") if config.get(k, 1.0) not in (None, 1.0)]
+    return f"its config sets {', '.join(bends)}, which is not supported yet" if bends else None
 
 
 def resolve_dtype(dtype: Dtype) -> Literal["bfloat16", "float32"]:
@@ -74,6 +89,9 @@ def load_causal_lm(model: Model, path: str | None = None) -> nn.Module:
         attn_implementation="sdpa",
         trust_remote_code=model.trust_remote_code,
     )
+    wrong = unsupported(lm.config.to_dict())
+    if wrong:
+        raise ConfigError(f"model {model.path}: {wrong}")
     lm.config.use_cache = False
     if model.lora is not None:
         lm = apply_lora(lm, model.lora)

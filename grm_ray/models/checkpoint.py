@@ -53,16 +53,20 @@ def save_reward_model(
     return fingerprint
 
 
-def load_reward_model(folder: Path, dtype: Dtype) -> tuple[RewardModel, ScoringContract, str]:
+def load_reward_model(
+    folder: str | Path, dtype: Dtype = "auto", trust_remote_code: bool = False
+) -> tuple[RewardModel, ScoringContract, str]:
     """`(model in eval mode, contract, fingerprint)` of a folder that `save_reward_model` wrote.
 
     Raises:
         ValueError: no such folder, no reward head, tensors missing or left over.
     """
+    folder = Path(folder)
     meta = check_reward_model(folder)
     contract = ScoringContract.load(folder)
     head = Head(**meta["head"])
-    lm = load_causal_lm(Model(path=str(folder), dtype=dtype), path=str(folder))
+    source = Model(path=str(folder), dtype=dtype, trust_remote_code=trust_remote_code)
+    lm = load_causal_lm(source, path=str(folder))
     model = RewardModel(lm, head)
     tensors = load_file(folder / HEAD_FILE)
     expected = set(model.head.state_dict())

@@ -8,10 +8,12 @@ the Hugging Face layout, which transformers, vLLM and DeepSpeed all read.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,8 @@ def embedded_model_path(cache: Path | None = None) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{EMBEDDED_NAME}.", dir=target.parent))
     try:
-        _unpack(gguf_file, scratch)
+        with _without_chatter():
+            _unpack(gguf_file, scratch)
         _make_readable(scratch)
         _publish(scratch, target)
     finally:
@@ -105,6 +108,20 @@ def _unpack(gguf_file: Path, folder: Path) -> None:
     model.config._name_or_path = EMBEDDED_NAME
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _without_chatter() -> Iterator[None]:
+    """No progress bar, and no word from DeepSpeed, which transformers asks for its accelerator."""
+    before = os.environ.get("DS_ACCELERATOR")
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            yield
+    finally:
+        os.environ.pop("DS_ACCELERATOR")
+        if before is not None:
+            os.environ["DS_ACCELERATOR"] = before
 
 
 def _make_readable(folder: Path) -> None:

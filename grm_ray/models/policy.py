@@ -21,7 +21,8 @@ class Policy(nn.Module):
         self.lm = lm
         self.value_head = ScalarHead(unwrap(lm).config.hidden_size, head)
         # The critic starts at 0 everywhere: the first advantages are then the returns themselves.
-        nn.init.zeros_(self.value_head.layers[-1].weight)
+        for parameter in self.value_head.layers[-1].parameters():
+            nn.init.zeros_(parameter)
         self.value_head.to(next(lm.parameters()).dtype)
         for module in self.modules():
             if isinstance(module, nn.Dropout):

@@ -14,7 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+
+# The worker is gone, by its own fault or because the node's memory ran out.
+DEATHS = (RayActorError, OutOfMemoryError)
 
 
 class PoolFailed(RuntimeError):
@@ -90,11 +93,6 @@ class Pool:
     def ready_handles(self) -> list[Any]:
         return [member.handle for member in self._members if member.ready]
 
-    @property
-    def idle(self) -> bool:
-        """No work held or waiting."""
-        return not self._line and not any(member.work for member in self._members)
-
     def submit(self, work: Work) -> None:
         self._line.append(work)
         self._dispatch()
@@ -121,11 +119,17 @@ class Pool:
                     return self._progress(member, held, work)
         return []
 
-    def wait_ready(self) -> list[Any]:
-        """Block until every worker may serve; returns what their ready calls gave."""
+    def wait_ready(self, timeout_s: float) -> list[Any]:
+        """Block until every worker may serve; returns what their ready calls gave.
+
+        Raises:
+            PoolFailed: a worker died too often, or was silent for `timeout_s`.
+        """
         values = []
         for member in self._members:
             while not member.ready:
+                if not ray.wait([member.ready_ref], timeout=timeout_s)[0]:
+                    raise PoolFailed(f"{self.role} {member.slot} did not start in {timeout_s} s")
                 self._became_ready(member)
             values.append(ray.get(member.ready_ref))
         return values
@@ -142,7 +146,7 @@ class Pool:
     def _became_ready(self, member: _Member) -> list[Event]:
         try:
             value = ray.get(member.ready_ref)
-        except RayActorError as error:
+        except DEATHS as error:
             return self._replace(member, error)
         except RayTaskError as error:
             raise PoolFailed(f"{self.role} {member.slot} cannot start: {error}") from error
@@ -159,7 +163,7 @@ class Pool:
             if isinstance(held, ray.ObjectRefGenerator):
                 return self._streamed(member, held, work)
             value = ray.get(held)
-        except RayActorError as error:
+        except DEATHS as error:
             return self._replace(member, error)
         except RayTaskError as error:
             raise PoolFailed(f"{self.role} {member.slot} failed: {error}") from error

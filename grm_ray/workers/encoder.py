@@ -19,17 +19,22 @@ from grm_ray.runtime import logs
 def pairs_table(
     pairs: list[Pair], model: str, trust: bool, max_length: int, truncation: str, log: str
 ) -> tuple[pa.Table, dict[str, Any]]:
-    """The `PAIRS` table, and its metadata: padded tokens and common-prompt tokens of each pair."""
+    """The `PAIRS` table, and what the driver plans with: lengths, uids, what was left out."""
     logs.to_file(Path(log))
     tokenizer = load_tokenizer(model, trust)
     contract = ScoringContract.of(tokenizer, max_length, truncation)
-    table, counts = encode_pairs(pairs, tokenizer, contract)
+    table, left_out, truncated = encode_pairs(pairs, tokenizer, contract)
     prompt, chosen, rejected = (
         table.column(name).combine_chunks().value_lengths().to_numpy()
         for name in ("prompt_tokens", "chosen_tokens", "rejected_tokens")
     )
     lengths = (2 * prompt + chosen + rejected).tolist()
-    return table, {"lengths": lengths, "uids": table["uid"].to_pylist(), "left_out": counts}
+    return table, {
+        "lengths": lengths,
+        "uids": table["uid"].to_pylist(),
+        "left_out": left_out,
+        "truncated": truncated,
+    }
 
 
 @ray.remote(num_cpus=0, num_returns=2)

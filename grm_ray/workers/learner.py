@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from grm_ray.objectives.kl import kl_rewards
 from grm_ray.objectives.policy import clipped_policy_loss, clipped_value_loss
 from grm_ray.runtime import logs, priority, weights
 from grm_ray.runtime.weights import Version, WeightUpdate
-from grm_ray.training.engine import ZeroEngine, join_group
+from grm_ray.training.engine import ZeroEngine, address, join_group
 
 
 @ray.remote
@@ -43,16 +42,14 @@ class Learner:
         self._update: WeightUpdate | None = None
 
     def address(self) -> tuple[str, int]:
-        """Where rank 0 waits for the others."""
-        with socket.socket() as free:
-            free.bind(("", 0))
-            return ray.util.get_node_ip_address(), free.getsockname()[1]
+        """This rank's machine and a free port there."""
+        return address()
 
-    def setup(self, address: tuple[str, int]) -> int:
+    def setup(self, meeting: tuple[str, int, int]) -> int:
         """Load policy and reference, join the group, build the engine; returns the process id."""
         config = self._config
         weights.remove_stale()
-        join_group(self._rank, self._world, *address)
+        join_group(self._rank, self._world, *meeting)
         torch.manual_seed(config.seed)  # equal adapters and value heads on every rank
         np.random.seed(config.seed)
         policy = Policy(load_causal_lm(config.policy, self._path), config.value_head)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from grm_ray.models.checkpoint import save_reward_model
 from grm_ray.models.reward_model import RewardModel
 from grm_ray.objectives.regularizers import grm_loss
 from grm_ray.runtime import logs
-from grm_ray.training.engine import ZeroEngine, join_group
+from grm_ray.training.engine import ZeroEngine, address, join_group
 
 
 @ray.remote
@@ -38,17 +37,15 @@ class RewardTrainer:
         self._path = model_path
 
     def address(self) -> tuple[str, int]:
-        """Where rank 0 waits for the others."""
-        with socket.socket() as free:
-            free.bind(("", 0))
-            return ray.util.get_node_ip_address(), free.getsockname()[1]
+        """This rank's machine and a free port there."""
+        return address()
 
     def setup(
-        self, address: tuple[str, int], total_steps: int, train: pa.Table, held_out: pa.Table
+        self, meeting: tuple[str, int, int], total_steps: int, train: pa.Table, held_out: pa.Table
     ) -> None:
         """Load the model, join the group, build the engine."""
         config = self._config
-        join_group(self._rank, self._world, *address)
+        join_group(self._rank, self._world, *meeting)
         torch.manual_seed(config.seed)  # equal heads and adapters on every rank
         np.random.seed(config.seed)
         lm = load_causal_lm(config.model, self._path)
@@ -156,10 +153,13 @@ class RewardTrainer:
         }
 
     def _dummy(self) -> torch.Tensor:
-        ids = torch.zeros(2, 2, dtype=torch.long, device=self._engine.device)
-        lengths = torch.full((2,), 2, device=self._engine.device)
-        scores, logp = self._engine(ids, lengths, torch.ones(1, dtype=torch.long))
-        return scores.sum() + logp.sum()
+        """The same graph as `_losses` makes, or ranks would wait for one another's gradients."""
+        device = self._engine.device
+        ids = torch.zeros(2, 2, dtype=torch.long, device=device)
+        lengths = torch.full((2,), 2, device=device)
+        starts = torch.ones(1, dtype=torch.long, device=device) if self._regularizer else None
+        scores, logp = self._engine(ids, lengths, starts)
+        return scores.sum() if logp is None else scores.sum() + logp.sum()
 
     def _means(self, sums: np.ndarray) -> dict[str, float]:
         loss, preference, regularizer, correct, margin, pairs = self._engine.all_reduce(sums)

@@ -95,14 +95,13 @@ class RolloutWorker:
         return str(self._version)
 
     async def generate(
-        self, prompts: pa.Table, rows: list[tuple[int, str, int]], greedy: bool = False
+        self, prompts: pa.Table, rows: list[tuple[int, str, int]]
     ) -> AsyncIterator[Any]:
         """Sample answers; streams pairs of a `ROLLOUTS` batch and its metadata.
 
         Args:
             prompts: the run's `PROMPTS` table.
             rows: (row of `prompts`, uid, sampling seed) of each answer wanted.
-            greedy: argmax decoding, for evaluation.
         """
         tokens, offsets = flat(prompts, "prompt_tokens")
         texts = {
@@ -118,7 +117,6 @@ class RolloutWorker:
                     tokens[offsets[row] : offsets[row + 1]],
                     texts["prompt"][i].as_py(),
                     texts["messages"][i].as_py(),
-                    greedy,
                     done,
                 )
             )
@@ -140,6 +138,7 @@ class RolloutWorker:
                         len(row["prompt_tokens"]) + len(row["response_tokens"]) for row in batch
                     ],
                     "finished": [row["finished"] for row in batch],
+                    "versions": sorted({f"{r['incarnation']}.{r['version']}" for r in batch}),
                 }
         finally:
             for task in tasks:
@@ -166,7 +165,6 @@ class RolloutWorker:
         prompt_tokens: np.ndarray,
         prompt: str,
         messages: str,
-        greedy: bool,
         done: asyncio.Queue,
     ) -> None:
         from vllm import SamplingParams
@@ -175,7 +173,7 @@ class RolloutWorker:
         rollout = self._config.rollout
         version = self._version
         parameters = SamplingParams(
-            temperature=0.0 if greedy else rollout.temperature,
+            temperature=rollout.temperature,
             max_tokens=rollout.max_new_tokens,
             seed=seed,
             logprobs=0,  # the sampled token's own

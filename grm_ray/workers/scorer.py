@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -33,26 +32,31 @@ class Scorer:
         token_budget: int,
         threads: int,
         log: str,
+        trust_remote_code: bool = False,
     ) -> None:
         logs.to_file(Path(log))
         priority.yield_to_engines()
         torch.set_num_threads(threads)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        model, self._contract, self._fingerprint = load_reward_model(Path(folder), dtype)
-        self._model = model.to(self._device)
-        self._tokenizer = load_tokenizer(folder)
-        self._contract.check(self._tokenizer)
-        # Tokens pass through where policy and reward model read the same ones.
-        self._same_tokens = self._contract.same_tokens_as(load_tokenizer(policy_path))
+        self._folder, self._dtype, self._trust = folder, dtype, trust_remote_code
+        self._policy_path = policy_path
         self._true_reward = resolve("true reward", true_reward) if true_reward else None
         self._budget = token_budget
 
-    def fingerprint(self) -> str:
-        """Which weights and contract this scorer holds; asked before it may serve."""
+    def start(self) -> str:
+        """Load the reward model; returns the fingerprint of its weights and contract."""
+        model, self._contract, self._fingerprint = load_reward_model(
+            self._folder, self._dtype, self._trust
+        )
+        self._model = model.to(self._device)
+        self._tokenizer = load_tokenizer(self._folder, self._trust)
+        self._contract.check(self._tokenizer)
+        # Tokens pass through where policy and reward model read the same ones.
+        policy = load_tokenizer(self._policy_path, self._trust)
+        self._same_tokens = self._contract.same_tokens_as(policy)
+        # A policy may end an answer with another stop token than the reward model was shown.
+        self._stops = set(policy.all_special_ids) - {self._contract.terminal_token_id}
         return self._fingerprint
-
-    def pid(self) -> int:
-        return os.getpid()
 
     @torch.inference_mode()
     def score(self, rollouts: pa.Table) -> pa.Table:
@@ -81,7 +85,7 @@ class Scorer:
             sides = [
                 (
                     prompts[prompt_at[i] : prompt_at[i + 1]].tolist(),
-                    answers[answer_at[i] : answer_at[i + 1]].tolist(),
+                    self._without_stop(answers[answer_at[i] : answer_at[i + 1]].tolist()),
                 )
                 for i in range(rollouts.num_rows)
             ]
@@ -99,6 +103,9 @@ class Scorer:
         for prompt, answer in sides:
             answer = self._contract.close(answer)
             # Never dropped here: a sampled row must get its score, so cut from the left at worst.
-            fitted = self._contract.fit(prompt, answer) or ([], answer)
+            fitted = self._contract.fit(prompt, answer) or (prompt, answer)
             rows.append(np.array([*fitted[0], *fitted[1]][-self._contract.max_length :]))
         return rows
+
+    def _without_stop(self, answer: list[int]) -> list[int]:
+        return answer[:-1] if answer and answer[-1] in self._stops else answer

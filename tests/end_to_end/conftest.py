@@ -11,7 +11,7 @@ def rm_config(folder, tiny_model, tiny_data, **changes):
         "name": "rm",
         "runs": str(folder / "runs"),
         "model": {"path": str(tiny_model), "lora": {"rank": 4, "dropout": 0.0}},
-        "data": {"train": {"path": str(tiny_data["pairs"])}, "holdout": 0.25, "max_length": 64},
+        "data": {"train": {"path": str(tiny_data["pairs"])}, "holdout": 0.25, "max_length": 128},
         "training": {
             "pairs_per_step": 7,
             "epochs": 2,

@@ -1,6 +1,7 @@
 """Bad input: one clear message, exit code 2, before any worker starts."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -91,7 +92,31 @@ def test_a_policy_in_place_of_a_reward_model(run, tmp_path, tiny_model, tiny_dat
 
 
 def test_nothing_to_resume(run, config):
-    refused(run(rm, "--config", config, "--resume", "checkpoint.every=1"), "--resume")
+    refused(run(rm, "--config", config, "--resume"), "--resume", "holds no checkpoint")
+
+
+def test_a_model_whose_logits_are_bent(run, config, tiny_model, tmp_path):
+    other = shutil.copytree(tiny_model, tmp_path / "bent")
+    raw = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**raw, "final_logit_softcapping": 30.0}))
+    refused(run(rm, "--config", config, f"model.path={other}"), "final_logit_softcapping")
+
+
+def test_a_tokenizer_without_a_chat_template(run, config, tiny_model, tmp_path):
+    other = shutil.copytree(tiny_model, tmp_path / "plain")
+    for file in other.glob("chat_template*"):
+        file.unlink()
+    raw = json.loads((other / "tokenizer_config.json").read_text())
+    raw.pop("chat_template", None)
+    (other / "tokenizer_config.json").write_text(json.dumps(raw))
+    refused(run(rm, "--config", config, f"model.path={other}"), "no chat template")
+
+
+def test_more_tokens_than_the_reward_model_reads(
+    run, tmp_path, tiny_model, tiny_data, reward_model
+):
+    path = ppo_config(tmp_path, tiny_model, tiny_data, reward_model[0] / "model")
+    refused(run(ppo, "--config", path, "rollout.max_new_tokens=300"), "reads 128 tokens")
 
 
 @pytest.mark.parametrize(("job", "name"), [(rm, "rm_grm"), (ppo, "ppo_grm")])

@@ -1,10 +1,12 @@
 """`python -m grm_ray.rm` on the real stack: Ray actors, DeepSpeed ZeRO-2 over gloo, LoRA."""
 
+import pytest
 import torch
 
 from grm_ray.data.packing import pad_right
 from grm_ray.models.checkpoint import load_reward_model
-from tests.conftest import rows
+from tests.conftest import finish, job, rows
+from tests.end_to_end.conftest import ppo_config, rm_config
 
 
 def test_the_run_folder_is_complete(reward_model):
@@ -19,6 +21,23 @@ def test_the_run_folder_is_complete(reward_model):
         assert (folder / name).exists()
 
 
+@pytest.mark.slow
+def test_all_weights_train_too(tmp_path, tiny_model, tiny_data):
+    """Both jobs without LoRA: every weight moves, is sent, and engine and learner agree."""
+    model = {"path": str(tiny_model), "lora": None}
+    path = rm_config(tmp_path, tiny_model, tiny_data, model=model)
+    output = finish(job("grm_ray.rm", "--config", str(path), cwd=tmp_path))
+    metrics = rows(tmp_path / "runs" / "rm" / "metrics.jsonl")
+    assert metrics[-1]["loss"] < metrics[1]["loss"], output
+    path = ppo_config(
+        tmp_path, tiny_model, tiny_data, tmp_path / "runs" / "rm" / "model", policy=model
+    )
+    output = finish(job("grm_ray.ppo", "--config", str(path), cwd=tmp_path))
+    metrics = rows(tmp_path / "runs" / "ppo" / "metrics.jsonl")
+    assert len(metrics) == 5, output
+    assert all(m["engine_gap"] < 0.05 for m in metrics if m["step"])
+
+
 def test_no_library_chatter_on_the_terminal(reward_model):
     _, output = reward_model
     assert len(output.splitlines()) < 40 and "WARNING" not in output and "Warning" not in output
@@ -27,7 +46,7 @@ def test_no_library_chatter_on_the_terminal(reward_model):
 def test_the_saved_model_scores_and_still_speaks(reward_model):
     folder, _ = reward_model
     model, contract, fingerprint = load_reward_model(folder / "model", "float32")
-    assert len(fingerprint) == 32 and contract.max_length == 64
+    assert len(fingerprint) == 32 and contract.max_length == 128
     short, long = torch.arange(5, 15).numpy(), torch.arange(5, 40).numpy()
     ids, lengths = pad_right([short, long], 0)
     together, _ = model(ids, lengths)
