@@ -45,7 +45,7 @@ def test_no_library_chatter_on_the_terminal(reward_model):
 
 def test_the_saved_model_scores_and_still_speaks(reward_model):
     folder, _ = reward_model
-    model, contract, fingerprint = load_reward_model(folder / "model", "float32")
+    model, contract, fingerprint = load_reward_model(str(folder / "model"), "float32")
     assert len(fingerprint) == 32 and contract.max_length == 128
     short, long = torch.arange(5, 15).numpy(), torch.arange(5, 40).numpy()
     ids, lengths = pad_right([short, long], 0)
