@@ -107,11 +107,11 @@ def fit(wanted: Sequence[Bundle], nodes: Sequence[Node]) -> dict[Bundle, Node]:
     Raises:
         ConfigError: naming what does not fit and what the cluster has.
     """
-    room = {node: [node.cpus, node.gpus] for node in nodes}
+    room = [(node, [node.cpus, node.gpus]) for node in nodes]  # two nodes may look the same
     placed: dict[Bundle, Node] = {}
     left_over: list[Bundle] = []
     for bundle in sorted(wanted, key=lambda b: (-b.gpus, -b.cpus)):
-        for node, free in room.items():
+        for node, free in room:
             # Ray counts in ten-thousandths; without the slack 3 x 0.1 would not fit in 0.3.
             if free[0] + 1e-6 >= bundle.cpus and free[1] + 1e-6 >= bundle.gpus:
                 free[0] -= bundle.cpus

@@ -43,3 +43,8 @@ def test_cluster_file(tmp_path):
         declared(path)
     with pytest.raises(ConfigError, match="does not exist"):
         declared(tmp_path / "none.yaml")
+
+
+def test_two_nodes_that_look_the_same_are_two():
+    nodes = [Node("vm", 1, 0), Node("vm", 1, 0)]
+    assert len(fit(bundles({"a": Workers(count=2, cpus=1)}), nodes)) == 2

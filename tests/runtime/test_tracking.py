@@ -150,6 +150,7 @@ def test_metrics_reach_the_prometheus_endpoint_of_ray_without_its_dashboard(tmp_
         pytest.skip("another test holds Ray in this process")
     port = free_port()
     ray.init(
+        address="local",
         num_cpus=1,
         include_dashboard=False,
         _metrics_export_port=port,
