@@ -30,3 +30,4 @@ def quiet_driver() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     warnings.filterwarnings("ignore")
     logging.getLogger().setLevel(logging.ERROR)
+    logging.getLogger("grm_ray").setLevel(logging.WARNING)  # our own warnings are for the user

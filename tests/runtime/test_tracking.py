@@ -1,4 +1,5 @@
 import json
+import logging
 import math
 import socket
 import time
@@ -130,6 +131,10 @@ def test_a_view_that_fails_is_dropped_with_a_warning_and_the_run_goes_on(
 
     monkeypatch.setitem(__import__("grm_ray.runtime.views").runtime.views.MAKERS, "wandb", Broken)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    # whatever earlier tests did to the root logger's level and handlers
+    caplog.set_level("WARNING", logger="grm_ray")
+    monkeypatch.setattr(logging.getLogger("grm_ray"), "handlers", [caplog.handler])
+    monkeypatch.setattr(logging.getLogger("grm_ray"), "propagate", False)
     tracker = Tracker(tmp_path, TAGS, ["wandb"])
     tracker.log({"step": 1, "reward": 1.0})
     tracker.log({"step": 2, "reward": 2.0})
