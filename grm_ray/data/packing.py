@@ -1,52 +1,147 @@
-"""Which rows go together: token-budget micro-batches, and work split over ranks by tokens.
+"""Which rows go together, and how: packed sequences, micro-batches, work split over ranks.
 
-No Ray, no DeepSpeed: plain functions over lengths. No count needs to divide any other.
+A packed sequence has no padding and no token twice: answers to one prompt share it. No Ray, no
+DeepSpeed: plain functions over lengths and tokens. No count needs to divide any other.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+# A prompt's tokens and those of its answers, one or more.
+Group = tuple[np.ndarray, Sequence[np.ndarray]]
 
-def micro_batches(lengths_B: Sequence[int], budget: int) -> list[list[int]]:
-    """Row numbers grouped so that rows x longest <= `budget` padded tokens a group.
 
-    Rows are sorted by length, so that a group holds rows of about one length and pads little.
-    A row longer than the budget stands alone.
+@dataclass(frozen=True)
+class Packed:
+    """Groups in one flat sequence of T tokens: prompt, its A answers, the next prompt, ...
+
+    Positions restart at each prompt, and each answer's go on where its prompt ends. Answers are
+    numbered through, over all groups.
+    """
+
+    input_ids_T: torch.Tensor
+    position_ids_T: torch.Tensor
+    prompts: tuple[tuple[int, int], ...]  # of each answer: its prompt's bounds in the sequence
+    answers: tuple[tuple[int, int], ...]  # of each answer: its own bounds
+
+    def to(self, device: torch.device | str) -> Packed:
+        return replace(
+            self,
+            input_ids_T=self.input_ids_T.to(device),
+            position_ids_T=self.position_ids_T.to(device),
+        )
+
+    @property
+    def last_A(self) -> torch.Tensor:
+        """Where each answer's last token lies."""
+        return torch.tensor([end - 1 for _, end in self.answers], device=self.input_ids_T.device)
+
+    def answer_tokens(
+        self, answers: Sequence[int] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Every token of `answers` (None: of all), in that order, `(N,)` each.
+
+        Returns:
+            Where the token lies, where the token before it lies (the prompt's last one for an
+            answer's first), and which entry of `answers` it belongs to.
+        """
+        chosen = range(len(self.answers)) if answers is None else answers
+        at, before, owner = [], [], []
+        for number, answer in enumerate(chosen):
+            start, end = self.answers[answer]
+            span = np.arange(start, end)
+            at.append(span)
+            before.append(np.concatenate([[self.prompts[answer][1] - 1], span[:-1]]))
+            owner.append(np.full(end - start, number))
+        device = self.input_ids_T.device
+        at_N, before_N, owner_N = (
+            torch.from_numpy(np.concatenate(parts)).to(device) for parts in (at, before, owner)
+        )
+        return at_N, before_N, owner_N
+
+
+def pack(groups: Sequence[Group]) -> Packed:
+    """`groups` one after another; an empty prompt or answer is an error.
+
+    Raises:
+        ValueError: nothing to predict from, or nothing to score.
+    """
+    ids: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    prompts: list[tuple[int, int]] = []
+    answers: list[tuple[int, int]] = []
+    end = 0
+    for prompt, group_answers in groups:
+        if not len(prompt) or not group_answers or not all(len(a) for a in group_answers):
+            raise ValueError("a group needs a prompt and one or more answers, none of them empty")
+        bounds = (end, end + len(prompt))
+        ids.append(prompt)
+        positions.append(np.arange(len(prompt)))
+        end = bounds[1]
+        for answer in group_answers:
+            prompts.append(bounds)
+            answers.append((end, end + len(answer)))
+            ids.append(answer)
+            positions.append(np.arange(len(prompt), len(prompt) + len(answer)))
+            end += len(answer)
+    return Packed(
+        torch.from_numpy(np.concatenate(ids).astype(np.int64)),
+        torch.from_numpy(np.concatenate(positions).astype(np.int64)),
+        tuple(prompts),
+        tuple(answers),
+    )
+
+
+def share_prompts(
+    prompts: Sequence[np.ndarray], answer_lengths: Sequence[int], budget: int
+) -> list[list[int]]:
+    """Row numbers grouped by equal prompts, in the order of first sight.
+
+    A group stays within `budget` tokens, its prompt counted once; more rows open another group.
     """
     groups: list[list[int]] = []
-    for row in sorted(range(len(lengths_B)), key=lambda r: (-lengths_B[r], r)):
-        group = groups[-1] if groups else None
-        if group is None or (len(group) + 1) * lengths_B[group[0]] > budget:
-            groups.append([row])
-        else:
-            group.append(row)
+    open_group: dict[bytes, tuple[int, int]] = {}  # prompt -> its last group and tokens in it
+    for row, (prompt, length) in enumerate(zip(prompts, answer_lengths, strict=True)):
+        key = np.ascontiguousarray(prompt, dtype=np.int64).tobytes()
+        number, tokens = open_group.get(key, (-1, budget))
+        if number < 0 or tokens + length > budget:
+            number, tokens = len(groups), len(prompt)
+            groups.append([])
+        groups[number].append(row)
+        open_group[key] = (number, tokens + length)
     return groups
 
 
-def split_by_tokens(lengths_B: Sequence[int], ranks: int) -> list[list[int]]:
-    """Row numbers for each rank, balanced by tokens (longest first to the lightest rank)."""
+def micro_batches(tokens: Sequence[int], budget: int) -> list[list[int]]:
+    """Item numbers grouped so that a group's tokens sum to `budget` at most.
+
+    First fit, largest first. An item larger than the budget stands alone.
+    """
+    batches: list[list[int]] = []
+    loads: list[int] = []
+    for item in sorted(range(len(tokens)), key=lambda i: (-tokens[i], i)):
+        fits = next((b for b, load in enumerate(loads) if load + tokens[item] <= budget), None)
+        if fits is None:
+            batches.append([item])
+            loads.append(tokens[item])
+        else:
+            batches[fits].append(item)
+            loads[fits] += tokens[item]
+    return batches
+
+
+def split_by_tokens(tokens: Sequence[int], ranks: int) -> list[list[int]]:
+    """Item numbers for each rank, balanced by tokens (largest first to the lightest rank)."""
     heap = [(0, 0, rank) for rank in range(ranks)]
     shares: list[list[int]] = [[] for _ in range(ranks)]
-    for row in sorted(range(len(lengths_B)), key=lambda r: (-lengths_B[r], r)):
-        tokens, rows, rank = heapq.heappop(heap)
-        shares[rank].append(row)
-        heapq.heappush(heap, (tokens + lengths_B[row], rows + 1, rank))
+    for item in sorted(range(len(tokens)), key=lambda i: (-tokens[i], i)):
+        load, items, rank = heapq.heappop(heap)
+        shares[rank].append(item)
+        heapq.heappush(heap, (load + tokens[item], items + 1, rank))
     return [sorted(share) for share in shares]
-
-
-def pad_right(rows: Sequence[np.ndarray], fill: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows as `(input_ids_BL, lengths_B)`, padded on the right.
-
-    With causal attention nothing to the right reaches a token, so right padding needs no mask and
-    keeps attention on its fast path; positions count from 0 as they do for a row alone.
-    """
-    lengths_B = torch.tensor([len(row) for row in rows])
-    input_ids_BL = torch.full((len(rows), int(lengths_B.max())), fill, dtype=torch.long)
-    for i, row in enumerate(rows):
-        input_ids_BL[i, : len(row)] = torch.from_numpy(np.asarray(row, dtype=np.int64))
-    return input_ids_BL, lengths_B

@@ -244,7 +244,7 @@ class _Driver:
         step = self._gather(self._prompts, rows, evaluate=True)
         rewards = self._rewards(step.column("score"), step.column("finished"))
         before_learning = time.perf_counter()
-        learned = self._learn(step, rewards)
+        learned = self._learn(step, rewards, [row for row, _ in rows])
         before_sync = time.perf_counter()
         self._version = Version(self._version.incarnation, self._step)
         self._table.status("sending weights")
@@ -390,18 +390,25 @@ class _Driver:
             if name in fresh:
                 step.rows[name] |= {key: info[key][i] for key in ("kl", "entropy", "gap")}
 
-    def _learn(self, step: _Step, rewards: np.ndarray) -> dict[str, float]:
-        """Split the rows over the ranks by tokens and let them learn in lockstep."""
+    def _learn(self, step: _Step, rewards: np.ndarray, prompts: list[int]) -> dict[str, float]:
+        """Split the rows over the ranks by tokens and let them learn in lockstep.
+
+        Rows of one prompt go to one rank, which computes the prompt once for all of them.
+        """
         self._table.status(f"step {self._step}: learning")
-        uids = step.ledger.uids
+        uids, tokens = step.ledger.uids, step.column("tokens")
+        groups: dict[int, list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            groups.setdefault(prompt, []).append(i)
+        items = list(groups.values())
         shares = split_by_tokens(
-            [int(x) for x in step.column("tokens")], len(self._cast.learners.ranks)
+            [int(tokens[item].sum()) for item in items], len(self._cast.learners.ranks)
         )
         calls = [
             rank.learn.remote(
                 step.rollouts,
                 step.evaluations,
-                {uids[i]: float(rewards[i]) for i in share},
+                {uids[i]: float(rewards[i]) for item in share for i in items[item]},
                 self._kl.coefficient,
                 self._step,
             )

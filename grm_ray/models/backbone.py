@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
 from grm_ray.config.load import ConfigError
 from grm_ray.config.schema import Dtype, Lora, Model
+from grm_ray.data.packing import Packed, pack
 from grm_ray.models.embedded import EMBEDDED_NAME as EMBEDDED
 
 
@@ -83,16 +85,23 @@ def load_causal_lm(model: Model, path: str | None = None) -> nn.Module:
     """`model` with its language head, LoRA applied, ready to train; eager weights in its dtype."""
     from transformers import AutoModelForCausalLM
 
+    from grm_ray.models import attention
+
     lm = AutoModelForCausalLM.from_pretrained(
         path or resolve(model.path),
         dtype=getattr(torch, resolve_dtype(model.dtype)),
-        attn_implementation="sdpa",
+        attn_implementation=attention.NAME,
         trust_remote_code=model.trust_remote_code,
     )
     wrong = unsupported(lm.config.to_dict())
     if wrong:
         raise ConfigError(f"model {model.path}: {wrong}")
     lm.config.use_cache = False
+    if not _packs(lm):
+        raise ConfigError(
+            f"model {model.path}: answers that share their prompt get other hidden states than "
+            "alone (its attention is not transformers' pluggable one); it is not supported yet"
+        )
     if model.lora is not None:
         lm = apply_lora(lm, model.lora)
     if model.gradient_checkpointing:
@@ -100,6 +109,24 @@ def load_causal_lm(model: Model, path: str | None = None) -> nn.Module:
         if model.lora is not None:
             lm.enable_input_require_grads()
     return lm
+
+
+@torch.no_grad()
+def _packs(lm: nn.Module) -> bool:
+    """Whether a packed answer gets the hidden states that it has alone.
+
+    A layer that mixes tokens without our attention (a state-space layer, an attention of a model's
+    own) would read over the seams of a packed sequence, and nothing else would say so.
+    """
+    prompt, one, other = (np.array(ids) for ids in ([1, 2, 3], [4, 5], [6, 7, 8]))
+    together = hidden_states(lm.eval(), pack([(prompt, [one, other]), (other, [one])]))
+    for (at, size), group in zip(
+        ((5, 3), (11, 2)), ((prompt, [other]), (other, [one])), strict=True
+    ):
+        alone = hidden_states(lm, pack([group]))[-size:].float()
+        if (together[at : at + size] - alone).norm() > 0.1 * alone.norm():
+            return False
+    return True
 
 
 def apply_lora(lm: nn.Module, lora: Lora) -> nn.Module:
@@ -133,17 +160,16 @@ def unwrap(lm: nn.Module) -> nn.Module:
     return lm.get_base_model() if is_lora(lm) else lm
 
 
-def hidden_states(lm: nn.Module, input_ids_BL: torch.Tensor) -> torch.Tensor:
-    """Last hidden state (after the final norm) of right-padded rows, `(B, L, H)`.
-
-    No attention mask: with causal attention, padding on the right reaches no token before it.
-    """
+def hidden_states(lm: nn.Module, packed: Packed) -> torch.Tensor:
+    """Last hidden state (after the final norm) of every token of a packed sequence, `(T, H)`."""
     base = unwrap(lm)
-    position_ids = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device)[None]
     backbone = getattr(base, base.base_model_prefix)
     return backbone(
-        input_ids=input_ids_BL, position_ids=position_ids, use_cache=False
-    ).last_hidden_state
+        input_ids=packed.input_ids_T[None],
+        position_ids=packed.position_ids_T[None],
+        use_cache=False,
+        packed=packed,
+    ).last_hidden_state[0]
 
 
 def adapter_off(lm: nn.Module) -> contextlib.AbstractContextManager[Any]:

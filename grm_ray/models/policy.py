@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from grm_ray.config.schema import Head
+from grm_ray.data.packing import Packed
 from grm_ray.models.backbone import adapter_off, hidden_states, is_lora, unwrap
 from grm_ray.models.heads import ScalarHead
 from grm_ray.models.reward_model import answer_logprobs
@@ -29,21 +30,15 @@ class Policy(nn.Module):
                 module.p = 0.0  # with dropout the first ratio pi/pi_old would not be 1
 
     def forward(
-        self,
-        input_ids_BL: torch.Tensor,
-        lengths_B: torch.Tensor,
-        answer_starts_B: torch.Tensor,
-        temperature: float = 1.0,
+        self, packed: Packed, temperature: float = 1.0
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(logp_T, values_T)` of all answer tokens, flat in row order, fp32.
+        """`(logp_N, values_N)` of all answer tokens, answer after answer, fp32.
 
-        `values_T[t]` is the value of the state in which token t was chosen.
+        `values_N[t]` is the value of the state in which token t was chosen.
         """
-        hidden_BLH = hidden_states(self.lm, input_ids_BL)
-        logp_T, _, hidden_TH = answer_logprobs(
-            self.lm, hidden_BLH, input_ids_BL, lengths_B, answer_starts_B, temperature
-        )
-        return logp_T, self.value_head(hidden_TH)
+        hidden_TH = hidden_states(self.lm, packed)
+        logp_N, _, hidden_NH = answer_logprobs(self.lm, hidden_TH, packed, temperature)
+        return logp_N, self.value_head(hidden_NH)
 
 
 class Reference:
@@ -60,28 +55,13 @@ class Reference:
             self._copy.to(device)
 
     @torch.no_grad()
-    def logprobs(
-        self,
-        input_ids_BL: torch.Tensor,
-        lengths_B: torch.Tensor,
-        answer_starts_B: torch.Tensor,
-        temperature: float = 1.0,
-    ) -> torch.Tensor:
-        """`(T,)` log-probs of the answer tokens under the reference, flat in row order."""
+    def logprobs(self, packed: Packed, temperature: float = 1.0) -> torch.Tensor:
+        """`(N,)` log-probs of all answer tokens under the reference, answer after answer."""
         if self._copy is not None:
-            return self._forward(self._copy, input_ids_BL, lengths_B, answer_starts_B, temperature)
+            return _logprobs(self._copy, packed, temperature)
         with adapter_off(self._lm):
-            return self._forward(self._lm, input_ids_BL, lengths_B, answer_starts_B, temperature)
+            return _logprobs(self._lm, packed, temperature)
 
-    @staticmethod
-    def _forward(
-        lm: nn.Module,
-        input_ids_BL: torch.Tensor,
-        lengths_B: torch.Tensor,
-        answer_starts_B: torch.Tensor,
-        temperature: float,
-    ) -> torch.Tensor:
-        hidden_BLH = hidden_states(lm, input_ids_BL)
-        return answer_logprobs(
-            lm, hidden_BLH, input_ids_BL, lengths_B, answer_starts_B, temperature
-        )[0]
+
+def _logprobs(lm: nn.Module, packed: Packed, temperature: float) -> torch.Tensor:
+    return answer_logprobs(lm, hidden_states(lm, packed), packed, temperature)[0]

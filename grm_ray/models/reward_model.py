@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from grm_ray.config.schema import Head
+from grm_ray.data.packing import Packed
 from grm_ray.models.backbone import hidden_states, unwrap
 from grm_ray.models.heads import ScalarHead
 from grm_ray.models.logprobs import token_logprobs
@@ -25,58 +28,46 @@ class RewardModel(nn.Module):
         self.head.to(next(lm.parameters()).dtype)
 
     def forward(
-        self,
-        input_ids_BL: torch.Tensor,
-        lengths_B: torch.Tensor,
-        answer_starts_C: torch.Tensor | None = None,
+        self, packed: Packed, logprobs_of: Sequence[int] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Scores `(B,)` fp32, and summed answer log-probs `(C,)` of the first C rows.
+        """Scores of all answers, and the summed log-probs of some.
 
         Args:
-            input_ids_BL: rows padded on the right.
-            lengths_B: true lengths; a row is scored at position `length - 1`.
-            answer_starts_C: where the answers of the first C rows begin; None: no log-probs.
+            packed: prompts with their A answers; an answer is scored at its last token.
+            logprobs_of: the C answers whose log-probs are wanted; None: no language head at all.
+
+        Returns:
+            `scores_A` and `logprobs_C` (nats, or None), both fp32.
         """
-        hidden_BLH = hidden_states(self.lm, input_ids_BL)
-        rows_B = torch.arange(len(lengths_B), device=input_ids_BL.device)
-        scores_B = self.head(hidden_BLH[rows_B, lengths_B - 1])
-        if answer_starts_C is None:
-            return scores_B, None
-        logp_T, rows_T, _ = answer_logprobs(
-            self.lm, hidden_BLH, input_ids_BL, lengths_B[: len(answer_starts_C)], answer_starts_C
-        )
-        sums_C = torch.zeros(len(answer_starts_C), dtype=logp_T.dtype, device=logp_T.device)
-        return scores_B, sums_C.index_add(0, rows_T, logp_T)
-
-
-def answer_positions(
-    lengths_B: torch.Tensor, starts_B: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(row, position) of every answer token, flat over rows: `(T,)` each."""
-    counts_B = lengths_B - starts_B
-    rows_T = torch.repeat_interleave(torch.arange(len(lengths_B), device=counts_B.device), counts_B)
-    ends_B = torch.cumsum(counts_B, 0)
-    within_T = torch.arange(len(rows_T), device=counts_B.device) - (ends_B - counts_B)[rows_T]
-    return rows_T, starts_B[rows_T] + within_T
+        hidden_TH = hidden_states(self.lm, packed)
+        scores_A = self.head(hidden_TH[packed.last_A])
+        if logprobs_of is None:
+            return scores_A, None
+        logp_N, owner_N, _ = answer_logprobs(self.lm, hidden_TH, packed, answers=logprobs_of)
+        sums_C = torch.zeros(len(logprobs_of), dtype=logp_N.dtype, device=logp_N.device)
+        return scores_A, sums_C.index_add(0, owner_N, logp_N)
 
 
 def answer_logprobs(
     lm: nn.Module,
-    hidden_BLH: torch.Tensor,
-    input_ids_BL: torch.Tensor,
-    lengths_B: torch.Tensor,
-    starts_B: torch.Tensor,
+    hidden_TH: torch.Tensor,
+    packed: Packed,
     temperature: float = 1.0,
+    answers: Sequence[int] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Log-probs of the answer tokens only: `(logp_T, rows_T, hidden_TH)`.
+    """Log-probs of the tokens of `answers` (None: of all): `(logp_N, owner_N, hidden_NH)`.
 
     The language head sees the hidden states that predict an answer token and no other; the
     `(tokens, vocabulary)` array never exists as a whole.
+
+    Returns:
+        The N tokens' log-probs, the entry of `answers` that each belongs to, and the hidden states
+        that predict them.
     """
-    rows_T, at_T = answer_positions(lengths_B, starts_B)
-    hidden_TH = hidden_BLH[rows_T, at_T - 1]
+    at_N, before_N, owner_N = packed.answer_tokens(answers)
+    hidden_NH = hidden_TH[before_N]
     head = unwrap(lm).get_output_embeddings()
-    logp_T = token_logprobs(
-        hidden_TH, head.weight, input_ids_BL[rows_T, at_T], temperature=temperature, bias=head.bias
+    logp_N = token_logprobs(
+        hidden_NH, head.weight, packed.input_ids_T[at_N], temperature=temperature, bias=head.bias
     )
-    return logp_T, rows_T, hidden_TH
+    return logp_N, owner_N, hidden_NH

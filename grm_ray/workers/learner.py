@@ -12,7 +12,7 @@ import ray
 import torch
 
 from grm_ray.config.schema import PpoJob
-from grm_ray.data.packing import micro_batches, pad_right
+from grm_ray.data.packing import Packed, micro_batches, pack, share_prompts
 from grm_ray.data.tables import EVALUATIONS, flat, nested, select
 from grm_ray.models.backbone import load_causal_lm, load_tokenizer, resolve_dtype, trained_weights
 from grm_ray.models.checkpoint import save_causal_lm
@@ -71,11 +71,13 @@ class Learner:
         module.train()  # no dropout is active in a `Policy`; checkpointing needs train mode
         rows = _Rows(rollouts)
         logp, ref, values = (np.zeros(rows.answer_at[-1], np.float32) for _ in range(3))
-        for group in micro_batches(rows.lengths, self._budget):
-            ids_BL, lengths_B, starts_B = (x.to(engine.device) for x in rows.batch(group))
-            got_logp, got_values = engine(ids_BL, lengths_B, starts_B, self._temperature)
-            got_ref = self._reference.logprobs(ids_BL, lengths_B, starts_B, self._temperature)
-            at = rows.answer_positions(group)
+        groups = rows.groups(self._budget)
+        for batch in micro_batches([rows.tokens(g) for g in groups], self._budget):
+            chosen = [groups[i] for i in batch]
+            packed = rows.packed(chosen).to(engine.device)
+            got_logp, got_values = engine(packed, self._temperature)
+            got_ref = self._reference.logprobs(packed, self._temperature)
+            at = rows.answer_positions(chosen)
             logp[at] = got_logp.float().numpy(force=True)
             values[at] = got_values.float().numpy(force=True)
             ref[at] = got_ref.float().numpy(force=True)
@@ -118,9 +120,11 @@ class Learner:
         made: dict[str, float] = {}
         for epoch in range(config.epochs):
             generator = np.random.default_rng([self._config.seed, step, epoch, self._rank])
-            order = generator.permutation(len(rows.lengths))
+            groups = rows.groups(self._budget)
+            order = generator.permutation(len(groups))
             for part in np.array_split(order, config.minibatches):
-                made = self._minibatch(rows, part.tolist(), old, advantages, returns, sums)
+                chosen = [groups[i] for i in part]
+                made = self._minibatch(rows, chosen, old, advantages, returns, sums)
         policy, value, clipped, approx_kl, explained, tokens = self._engine.all_reduce(sums)
         tokens = max(tokens, 1.0)
         return {
@@ -172,23 +176,22 @@ class Learner:
     def _minibatch(
         self,
         rows: _Rows,
-        part: list[int],
+        part: list[list[int]],
         old: dict[str, torch.Tensor],
         advantages: torch.Tensor,
         returns: torch.Tensor,
         sums: np.ndarray,
     ) -> dict[str, float]:
-        """One optimizer step on `part` of this rank's rows."""
+        """One optimizer step on `part` of this rank's groups of rows."""
         config, engine = self._config.ppo, self._engine
-        mine = int(sum(rows.answer_at[i + 1] - rows.answer_at[i] for i in part))
+        mine = len(rows.answer_positions(part))
         tokens = max(engine.all_reduce([float(mine)])[0], 1.0)
-        groups = micro_batches([rows.lengths[i] for i in part], self._budget)
+        batches = micro_batches([rows.tokens(group) for group in part], self._budget)
 
-        def loss(group: list[int]) -> torch.Tensor:
-            chosen = [part[i] for i in group]
+        def loss(batch: list[int]) -> torch.Tensor:
+            chosen = [part[i] for i in batch]
             at = torch.from_numpy(rows.answer_positions(chosen))
-            ids_BL, lengths_B, starts_B = (x.to(engine.device) for x in rows.batch(chosen))
-            logp, values = engine(ids_BL, lengths_B, starts_B, self._temperature)
+            logp, values = engine(rows.packed(chosen).to(engine.device), self._temperature)
             old_logp, old_values, adv, ret = (
                 x[at].to(engine.device)
                 for x in (old["logprobs"], old["values"], advantages, returns)
@@ -209,16 +212,12 @@ class Learner:
             # Over the global token count: local counts would make the gradient depend on the split.
             return (policy.sum() + config.value_coefficient * value.sum()) / tokens
 
-        return engine.update(groups, loss, self._dummy)
+        return engine.update(batches, loss, self._dummy)
 
     def _dummy(self) -> torch.Tensor:
-        device = self._engine.device
-        ids = torch.zeros(1, 2, dtype=torch.long, device=device)
-        two, one = (
-            torch.full((1,), 2, device=device),
-            torch.ones(1, dtype=torch.long, device=device),
-        )
-        logp, values = self._engine(ids, two, one, self._temperature)
+        token = np.zeros(1, np.int64)
+        packed = pack([(token, [token])]).to(self._engine.device)
+        logp, values = self._engine(packed, self._temperature)
         return logp.sum() + values.sum()
 
     # ------------------------------------------------------------- afterwards
@@ -265,27 +264,27 @@ class _Rows:
 
     def __init__(self, table: pa.Table | None) -> None:
         if table is None:
-            self.lengths, self.answer_at = [], np.zeros(1, np.int64)
+            self._prompts: list[np.ndarray] = []
+            self._answers: list[np.ndarray] = []
+            self.answer_at = np.zeros(1, np.int64)
             return
-        self._prompts, self._prompt_at = flat(table, "prompt_tokens")
-        self._answers, self.answer_at = flat(table, "response_tokens")
-        self.lengths = (np.diff(self._prompt_at) + np.diff(self.answer_at)).tolist()
+        prompts, prompt_at = flat(table, "prompt_tokens")
+        answers, self.answer_at = flat(table, "response_tokens")
+        self._prompts = np.split(prompts, prompt_at[1:-1])
+        self._answers = np.split(answers, self.answer_at[1:-1])
 
-    def batch(self, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`(input_ids_BL, lengths_B, answer_starts_B)` of `rows`."""
-        sequences = [
-            np.concatenate(
-                [
-                    self._prompts[self._prompt_at[i] : self._prompt_at[i + 1]],
-                    self._answers[self.answer_at[i] : self.answer_at[i + 1]],
-                ]
-            )
-            for i in rows
-        ]
-        ids_BL, lengths_B = pad_right(sequences, 0)
-        starts_B = torch.tensor([int(self._prompt_at[i + 1] - self._prompt_at[i]) for i in rows])
-        return ids_BL, lengths_B, starts_B
+    def groups(self, budget: int) -> list[list[int]]:
+        """Row numbers by prompt; each group within `budget` tokens where it can be."""
+        return share_prompts(self._prompts, [len(a) for a in self._answers], budget)
 
-    def answer_positions(self, rows: list[int]) -> np.ndarray:
-        """Where the answers of `rows` lie in the flat answer arrays, in that order."""
-        return np.concatenate([np.arange(self.answer_at[i], self.answer_at[i + 1]) for i in rows])
+    def tokens(self, group: list[int]) -> int:
+        """What a group takes in a packed sequence: its prompt once."""
+        return len(self._prompts[group[0]]) + sum(len(self._answers[i]) for i in group)
+
+    def packed(self, groups: list[list[int]]) -> Packed:
+        return pack([(self._prompts[g[0]], [self._answers[i] for i in g]) for g in groups])
+
+    def answer_positions(self, groups: list[list[int]]) -> np.ndarray:
+        """Where the answers of `groups` lie in the flat answer arrays, in packed order."""
+        spans = [np.arange(self.answer_at[i], self.answer_at[i + 1]) for g in groups for i in g]
+        return np.concatenate([np.zeros(0, np.int64), *spans])

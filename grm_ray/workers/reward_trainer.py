@@ -13,7 +13,7 @@ import torch
 from grm_ray.config.registry import resolve
 from grm_ray.config.schema import RewardModelJob
 from grm_ray.data.chat import ScoringContract
-from grm_ray.data.packing import micro_batches, pad_right
+from grm_ray.data.packing import Group, micro_batches, pack
 from grm_ray.data.tables import flat
 from grm_ray.models.backbone import load_causal_lm, load_tokenizer, resolve_dtype
 from grm_ray.models.checkpoint import save_reward_model
@@ -74,10 +74,10 @@ class RewardTrainer:
             sums[:] += [float(v.detach().sum()) for v in values.values()] + [len(batch)]
             return values["loss"].sum() / pairs_in_step
 
-        groups = micro_batches(
-            [_padded(p) for p in pairs], self._config.training.optimizer.tokens_per_micro_batch
+        batches = micro_batches(
+            [_tokens(p) for p in pairs], self._config.training.optimizer.tokens_per_micro_batch
         )
-        made = self._engine.update(groups, loss, self._dummy)
+        made = self._engine.update(batches, loss, self._dummy)
         return {**self._means(sums), **made}
 
     @torch.no_grad()
@@ -87,10 +87,10 @@ class RewardTrainer:
         pairs = self._pairs("eval", rows)
         margins, losses = np.zeros(len(rows)), np.zeros(len(rows))
         budget = self._config.training.optimizer.tokens_per_micro_batch
-        for group in micro_batches([_padded(p) for p in pairs], budget):
-            values = self._losses([pairs[i] for i in group], preference_only=True)
-            margins[group] = values["margin"].numpy(force=True)
-            losses[group] = values["preference"].numpy(force=True)
+        for batch in micro_batches([_tokens(p) for p in pairs], budget):
+            values = self._losses([pairs[i] for i in batch], preference_only=True)
+            margins[batch] = values["margin"].numpy(force=True)
+            losses[batch] = values["preference"].numpy(force=True)
         return {"rows": rows, "correct": (margins > 0).tolist(), "loss": losses.tolist()}
 
     def save_model(self, folder: str, card: str) -> str | None:
@@ -110,35 +110,25 @@ class RewardTrainer:
 
     # ------------------------------------------------------------------ inside
 
-    def _pairs(self, name: str, rows: list[int]) -> list[tuple[np.ndarray, np.ndarray, int]]:
-        """(prompt + chosen, prompt + rejected, prompt length) of each row."""
+    def _pairs(self, name: str, rows: list[int]) -> list[Group]:
+        """Each row's prompt with its two answers, chosen and rejected."""
         table = self._tables[name].take(pa.array(rows, pa.int64()))
         parts = [flat(table, c) for c in ("prompt_tokens", "chosen_tokens", "rejected_tokens")]
         pairs = []
         for i in range(len(rows)):
             prompt, chosen, rejected = (v[o[i] : o[i + 1]] for v, o in parts)
-            pairs.append(
-                (
-                    np.concatenate([prompt, chosen]),
-                    np.concatenate([prompt, rejected]),
-                    len(prompt),
-                )
-            )
+            pairs.append((prompt, (chosen, rejected)))
         return pairs
 
-    def _losses(
-        self, pairs: list[tuple[np.ndarray, np.ndarray, int]], preference_only: bool = False
-    ) -> dict[str, torch.Tensor]:
+    def _losses(self, pairs: list[Group], preference_only: bool = False) -> dict[str, torch.Tensor]:
         """Per-pair values `(B,)`: loss, preference, regularizer, correct, margin."""
-        count, config = len(pairs), self._config.loss
-        ids_BL, lengths_B = pad_right([p[0] for p in pairs] + [p[1] for p in pairs], 0)
+        config = self._config.loss
         regularize = self._regularizer is not None and not preference_only
-        starts = torch.tensor([p[2] for p in pairs]) if regularize else None
-        device = self._engine.device
         scores, logp = self._engine(
-            ids_BL.to(device), lengths_B.to(device), None if starts is None else starts.to(device)
+            pack(pairs).to(self._engine.device),
+            range(0, 2 * len(pairs), 2) if regularize else None,  # the chosen answers
         )
-        chosen, rejected = scores[:count], scores[count:]
+        chosen, rejected = scores[0::2], scores[1::2]
         preference = self._preference(chosen, rejected)
         regularizer = self._regularizer(logp, config.beta) if regularize else None
         total = (
@@ -154,11 +144,9 @@ class RewardTrainer:
 
     def _dummy(self) -> torch.Tensor:
         """The same graph as `_losses` makes, or ranks would wait for one another's gradients."""
-        device = self._engine.device
-        ids = torch.zeros(2, 2, dtype=torch.long, device=device)
-        lengths = torch.full((2,), 2, device=device)
-        starts = torch.ones(1, dtype=torch.long, device=device) if self._regularizer else None
-        scores, logp = self._engine(ids, lengths, starts)
+        token = np.zeros(1, np.int64)
+        packed = pack([(token, (token, token))]).to(self._engine.device)
+        scores, logp = self._engine(packed, [0] if self._regularizer else None)
         return scores.sum() if logp is None else scores.sum() + logp.sum()
 
     def _means(self, sums: np.ndarray) -> dict[str, float]:
@@ -172,6 +160,7 @@ class RewardTrainer:
         }
 
 
-def _padded(pair: tuple[np.ndarray, np.ndarray, int]) -> int:
-    """Tokens that a pair costs in a padded batch."""
-    return 2 * max(len(pair[0]), len(pair[1]))
+def _tokens(pair: Group) -> int:
+    """Tokens that a pair takes in a packed sequence."""
+    prompt, answers = pair
+    return len(prompt) + sum(len(answer) for answer in answers)

@@ -104,30 +104,27 @@ class RolloutWorker:
             rows: (row of `prompts`, uid, sampling seed) of each answer wanted.
         """
         tokens, offsets = flat(prompts, "prompt_tokens")
-        texts = {
-            name: prompts.column(name).take(pa.array([r for r, _, _ in rows], pa.int64()))
-            for name in ("prompt", "messages")
-        }
-        done: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        samples: dict[int, list[tuple[str, int]]] = {}
+        for row, uid, seed in rows:
+            samples.setdefault(row, []).append((uid, seed))
+        done: asyncio.Queue[list[dict[str, Any]]] = asyncio.Queue()
         tasks = [
             asyncio.create_task(
-                self._one(
-                    uid,
-                    seed,
+                self._prompt(
+                    wanted,
                     tokens[offsets[row] : offsets[row + 1]],
-                    texts["prompt"][i].as_py(),
-                    texts["messages"][i].as_py(),
+                    {name: prompts.column(name)[row].as_py() for name in ("prompt", "messages")},
                     done,
                 )
             )
-            for i, (row, uid, seed) in enumerate(rows)
+            for row, wanted in samples.items()
         ]
         try:
             left = len(rows)
             while left:
-                batch = [await self._next(done, tasks)]
+                batch = await self._next(done, tasks)
                 while len(batch) < min(self._config.rollout.rows_per_batch, left):
-                    batch.append(await self._next(done, tasks))
+                    batch = batch + await self._next(done, tasks)
                 left -= len(batch)
                 table = pa.Table.from_pylist(batch, schema=ROLLOUTS)
                 yield table
@@ -144,8 +141,8 @@ class RolloutWorker:
             for task in tasks:
                 task.cancel()
 
-    async def _next(self, done: asyncio.Queue, tasks: list[asyncio.Task]) -> dict[str, Any]:
-        """The next finished row; a failed request raises instead of leaving us waiting."""
+    async def _next(self, done: asyncio.Queue, tasks: list[asyncio.Task]) -> list[dict[str, Any]]:
+        """The next finished prompt's rows; a failed request raises here."""
         while True:
             try:
                 return done.get_nowait()
@@ -158,15 +155,22 @@ class RolloutWorker:
                 except TimeoutError:
                     continue
 
-    async def _one(
+    async def _prompt(
         self,
-        uid: str,
-        seed: int,
+        wanted: list[tuple[str, int]],
         prompt_tokens: np.ndarray,
-        prompt: str,
-        messages: str,
+        texts: dict[str, str],
         done: asyncio.Queue,
     ) -> None:
+        """All answers to one prompt; they leave together, so that those who read them share it."""
+        rows = await asyncio.gather(
+            *(self._one(uid, seed, prompt_tokens, texts) for uid, seed in wanted)
+        )
+        await done.put(rows)
+
+    async def _one(
+        self, uid: str, seed: int, prompt_tokens: np.ndarray, texts: dict[str, str]
+    ) -> dict[str, Any]:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -187,23 +191,21 @@ class RolloutWorker:
                 answer = output.outputs[0]
                 if output.finished:
                     ids = list(answer.token_ids)
-                    await done.put(
-                        {
-                            "uid": uid,
-                            "prompt": prompt,
-                            "messages": messages,
-                            "response": answer.text,
-                            "prompt_tokens": prompt_tokens.tolist(),
-                            "response_tokens": ids,
-                            "engine_logprobs": [
-                                step[token].logprob
-                                for step, token in zip(answer.logprobs, ids, strict=True)
-                            ],
-                            "finished": answer.finish_reason == "stop",
-                            "incarnation": version.incarnation,
-                            "version": version.step,
-                        }
-                    )
+                    return {
+                        "uid": uid,
+                        **texts,
+                        "response": answer.text,
+                        "prompt_tokens": prompt_tokens.tolist(),
+                        "response_tokens": ids,
+                        "engine_logprobs": [
+                            step[token].logprob
+                            for step, token in zip(answer.logprobs, ids, strict=True)
+                        ],
+                        "finished": answer.finish_reason == "stop",
+                        "incarnation": version.incarnation,
+                        "version": version.step,
+                    }
+        raise RuntimeError(f"the engine gave no answer to {uid}")
 
 
 def _whole_prompts(length: int) -> dict[str, Any]:

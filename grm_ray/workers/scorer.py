@@ -12,7 +12,7 @@ import torch
 
 from grm_ray.config.registry import resolve
 from grm_ray.data.chat import answer_tokens, prompt_tokens
-from grm_ray.data.packing import micro_batches, pad_right
+from grm_ray.data.packing import micro_batches, pack, share_prompts
 from grm_ray.data.tables import SCORES, flat
 from grm_ray.models.backbone import load_tokenizer
 from grm_ray.models.checkpoint import load_reward_model
@@ -63,10 +63,12 @@ class Scorer:
         """`SCORES` of a `ROLLOUTS` batch, in its order."""
         rows = self._sequences(rollouts)
         scores = np.zeros(len(rows), np.float32)
-        for group in micro_batches([len(row) for row in rows], self._budget):
-            ids_BL, lengths_B = pad_right([rows[i] for i in group], 0)
-            values, _ = self._model(ids_BL.to(self._device), lengths_B.to(self._device))
-            scores[group] = values.float().numpy(force=True)
+        groups = share_prompts([p for p, _ in rows], [len(a) for _, a in rows], self._budget)
+        tokens = [len(rows[g[0]][0]) + sum(len(rows[i][1]) for i in g) for g in groups]
+        for batch in micro_batches(tokens, self._budget):
+            packed = pack([(rows[groups[g][0]][0], [rows[i][1] for i in groups[g]]) for g in batch])
+            values, _ = self._model(packed.to(self._device))
+            scores[[i for g in batch for i in groups[g]]] = values.float().numpy(force=True)
         true = [None] * len(rows)
         if self._true_reward is not None:
             pairs = zip(
@@ -77,8 +79,8 @@ class Scorer:
             [rollouts["uid"], scores, true, [self._fingerprint] * len(rows)], schema=SCORES
         )
 
-    def _sequences(self, rollouts: pa.Table) -> list[np.ndarray]:
-        """Each row as the contract has it: prompt, answer, terminal token."""
+    def _sequences(self, rollouts: pa.Table) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Each row as the contract has it: prompt, and answer with its terminal token."""
         if self._same_tokens:
             prompts, prompt_at = flat(rollouts, "prompt_tokens")
             answers, answer_at = flat(rollouts, "response_tokens")
@@ -102,9 +104,14 @@ class Scorer:
         rows = []
         for prompt, answer in sides:
             answer = self._contract.close(answer)
-            # Never dropped here: a sampled row must get its score, so cut from the left at worst.
-            fitted = self._contract.fit(prompt, answer) or (prompt, answer)
-            rows.append(np.array([*fitted[0], *fitted[1]][-self._contract.max_length :]))
+            fitted = self._contract.fit(prompt, answer)
+            if fitted is None:
+                # Never dropped here: a sampled row must get its score, so cut from the left.
+                answer = answer[-(self._contract.max_length - 1) :]
+                prompt = prompt[-(self._contract.max_length - len(answer)) :]
+            else:
+                prompt, answer = fitted
+            rows.append((np.array(prompt), np.array(answer)))
         return rows
 
     def _without_stop(self, answer: list[int]) -> list[int]:

@@ -1,11 +1,12 @@
 """No row is lost or doubled in packing, whatever the counts."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from grm_ray.data.order import EpochOrder
-from grm_ray.data.packing import micro_batches, pad_right, split_by_tokens
+from grm_ray.data.packing import micro_batches, pack, share_prompts, split_by_tokens
 
 LENGTHS = st.lists(st.integers(1, 500), max_size=60)
 
@@ -15,7 +16,7 @@ def test_micro_batches_keep_every_row_and_the_budget(lengths, budget):
     groups = micro_batches(lengths, budget)
     assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
     for group in groups:
-        assert len(group) == 1 or len(group) * max(lengths[r] for r in group) <= budget
+        assert len(group) == 1 or sum(lengths[r] for r in group) <= budget
 
 
 @given(LENGTHS, st.integers(1, 9))
@@ -27,9 +28,41 @@ def test_ranks_share_all_rows_evenly(lengths, ranks):
     assert max(loads) - min(loads) <= max(lengths, default=0)
 
 
-def test_right_padding():
-    ids, lengths = pad_right([np.array([1, 2, 3]), np.array([4])], 0)
-    assert ids.tolist() == [[1, 2, 3], [4, 0, 0]] and lengths.tolist() == [3, 1]
+def test_a_packed_sequence_holds_each_prompt_once_and_its_answers_go_on_from_there():
+    one, two = np.array([1, 2, 3]), np.array([9])
+    packed = pack([(one, [np.array([4, 5]), np.array([6])]), (two, [np.array([7, 8])])])
+    assert packed.input_ids_T.tolist() == [1, 2, 3, 4, 5, 6, 9, 7, 8]
+    assert packed.position_ids_T.tolist() == [0, 1, 2, 3, 4, 3, 0, 1, 2]
+    assert packed.last_A.tolist() == [4, 5, 8]
+    at, before, owner = packed.answer_tokens()
+    assert at.tolist() == [3, 4, 5, 7, 8]
+    assert before.tolist() == [2, 3, 2, 6, 7]
+    assert owner.tolist() == [0, 0, 1, 2, 2]
+    at, before, owner = packed.answer_tokens([2, 1])
+    assert (at.tolist(), before.tolist(), owner.tolist()) == ([7, 8, 5], [6, 7, 2], [0, 0, 1])
+
+
+@pytest.mark.parametrize("group", [([], [[1]]), ([1], []), ([1], [[1], []])])
+def test_nothing_to_predict_from_or_to_score_is_an_error(group):
+    prompt, answers = group
+    with pytest.raises(ValueError, match="a prompt and one or more answers"):
+        pack([(np.array(prompt), [np.array(a) for a in answers])])
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([(1,), (1, 2), (3, 4, 5)]), st.integers(1, 9)), max_size=40),
+    st.integers(1, 40),
+)
+def test_rows_of_one_prompt_share_it_within_the_budget(rows, budget):
+    prompts, lengths = [np.array(p) for p, _ in rows], [n for _, n in rows]
+    groups = share_prompts(prompts, lengths, budget)
+    assert sorted(row for group in groups for row in group) == list(range(len(rows)))
+    for group in groups:
+        assert len({rows[r][0] for r in group}) == 1
+        tokens = len(prompts[group[0]]) + sum(lengths[r] for r in group)
+        assert len(group) == 1 or tokens <= budget
+    if budget == 40 and sum(lengths) <= 37:
+        assert len(groups) == len({p for p, _ in rows})
 
 
 @given(st.integers(1, 20), st.integers(0, 100), st.integers(1, 50), st.integers(0, 5))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grm_ray.data.packing import pad_right
+from grm_ray.data.packing import pack
 from grm_ray.models.checkpoint import load_reward_model
 from tests.conftest import finish, job, rows
 from tests.end_to_end.conftest import ppo_config, rm_config
@@ -47,11 +47,10 @@ def test_the_saved_model_scores_and_still_speaks(reward_model):
     folder, _ = reward_model
     model, contract, fingerprint = load_reward_model(str(folder / "model"), "float32")
     assert len(fingerprint) == 32 and contract.max_length == 128
-    short, long = torch.arange(5, 15).numpy(), torch.arange(5, 40).numpy()
-    ids, lengths = pad_right([short, long], 0)
-    together, _ = model(ids, lengths)
-    alone, _ = model(*pad_right([short], 0))
-    assert abs(float(together[0] - alone[0])) < 1e-5
+    prompt, short, long = (torch.arange(5, n).numpy() for n in (9, 15, 40))
+    together, _ = model(pack([(prompt, [long, short])]))
+    alone, _ = model(pack([(prompt, [short])]))
+    assert abs(float(together[1] - alone[0])) < 1e-5
     from transformers import AutoModelForCausalLM
 
     AutoModelForCausalLM.from_pretrained(folder / "model").generate(
