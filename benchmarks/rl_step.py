@@ -86,6 +86,7 @@ def models(work: Path) -> str:
 def run_ours(work: Path, steps: int) -> dict[str, list[float]]:
     config = yaml.safe_load((ROOT / "configs" / "ppo_demo.yaml").read_text(encoding="utf-8"))
     config |= {"name": "rl_step", "runs": str(work / "runs"), "tracking": []}
+    config["policy"]["lora"]["last_layers"] = None  # TRL adapts every layer
     config["reward"] = {"path": str(work / "ours")}
     config["rollout"] |= {
         "prompts_per_step": PROMPTS,

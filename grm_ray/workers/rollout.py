@@ -16,7 +16,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from grm_ray.config.schema import PpoJob
+from grm_ray.config.schema import Engine, PpoJob
 from grm_ray.data.tables import ROLLOUTS, flat
 from grm_ray.models.backbone import resolve_dtype
 from grm_ray.runtime import logs, scratch, weight_engine
@@ -38,6 +38,8 @@ class RolloutWorker:
         # "nobind": pinning would put several workers' threads on the same first cores.
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         os.environ["OMP_NUM_THREADS"] = str(threads)
+        if not torch.cuda.is_available():
+            _lean_engine(engine)
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
 
     async def start(self) -> str:
@@ -206,6 +208,17 @@ class RolloutWorker:
                         "version": version.step,
                     }
         raise RuntimeError(f"the engine gave no answer to {uid}")
+
+
+def _lean_engine(engine: Engine) -> None:
+    """What a CPU engine does without. Measured with the embedded model on two cores."""
+    if engine.tensor_parallel_size == 1:
+        # No worker process beside the engine's core: it starts 15 s sooner, and a decoding step of
+        # 32 rows takes 0.23 s instead of 0.33 s.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if engine.enforce_eager:
+        # vLLM compiles parts of its sampler all the same, for 20 s at the first request.
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 
 def _whole_prompts(length: int) -> dict[str, Any]:
