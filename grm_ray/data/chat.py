@@ -5,8 +5,8 @@ path that scores: trainer, scorer pool, evaluation. The sequence is
 
     chat_template(prompt messages, assistant turn opened) + tokens(answer) + terminal token
 
-and the score is read at the terminal token's position, found from the row's length. Pooling
-never looks for a token id, so padding and `pad == eos` cannot move it.
+and the score is read at the terminal token's position, found from the answer's bounds in the packed
+sequence. Pooling never looks for a token id, so `pad == eos` cannot move it.
 """
 
 from __future__ import annotations

@@ -319,16 +319,21 @@ class _Driver:
         return step
 
     def _request(self, prompts: Any, row_of: dict[str, int], step: _Step, uids: list[str]) -> None:
-        """Share `uids` out over the rollout workers."""
+        """Share `uids` out over the rollout workers, those of one prompt to one worker."""
         pool: Pool = self._cast.rollouts
-        for share in np.array_split(np.array(uids), min(len(pool.handles), len(uids))):
-            wanted = [(row_of[u], u, seed(u, self._config.seed)) for u in share.tolist()]
+        by_prompt: dict[int, list[str]] = {}
+        for name in uids:
+            by_prompt.setdefault(row_of[name], []).append(name)
+        shares = min(len(pool.handles), len(by_prompt))
+        for share in np.array_split(np.array(list(by_prompt)), shares):
+            names = [name for row in share.tolist() for name in by_prompt[row]]
+            wanted = [(row_of[u], u, seed(u, self._config.seed)) for u in names]
             pool.submit(
                 Work(
                     lambda worker, wanted=wanted: worker.generate.options(
                         num_returns="streaming"
                     ).remote(prompts, wanted),
-                    share.tolist(),
+                    names,
                 )
             )
 
@@ -396,14 +401,16 @@ class _Driver:
         Rows of one prompt go to one rank, which computes the prompt once for all of them.
         """
         self._table.status(f"step {self._step}: learning")
-        uids, tokens = step.ledger.uids, step.column("tokens")
+        uids, ranks = step.ledger.uids, self._cast.learners.ranks
+        tokens, lengths = step.column("tokens"), step.column("length")
         groups: dict[int, list[int]] = {}
         for i, prompt in enumerate(prompts):
             groups.setdefault(prompt, []).append(i)
         items = list(groups.values())
-        shares = split_by_tokens(
-            [int(tokens[item].sum()) for item in items], len(self._cast.learners.ranks)
-        )
+        if len(items) < len(ranks):
+            items = [[i] for i in range(len(uids))]
+        sizes = [tokens[item[0]] - lengths[item[0]] + lengths[item].sum() for item in items]
+        shares = split_by_tokens([int(size) for size in sizes], len(ranks))
         calls = [
             rank.learn.remote(
                 step.rollouts,
@@ -412,7 +419,7 @@ class _Driver:
                 self._kl.coefficient,
                 self._step,
             )
-            for rank, share in zip(self._cast.learners.ranks, shares, strict=True)
+            for rank, share in zip(ranks, shares, strict=True)
         ]
         return self._cast.learners.gather(calls)[0]
 

@@ -8,7 +8,6 @@ memory and both cores.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import multiprocessing
 import os
 import shutil
@@ -25,8 +24,8 @@ _WATCHER = "die-with-parent"
 
 def enter() -> None:
     """Give this process, and its future children, a temporary folder of their own."""
-    # What torch compiles is for the next engine too: it stays where torch would have put it.
-    compiled = Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+    # What torch compiles is for the next engine too: it stays outside.
+    compiled = Path(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
     # A short path: sockets lie in it, whose names may have no more than 107 characters.
     folder = tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp")

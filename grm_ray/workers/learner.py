@@ -121,6 +121,8 @@ class Learner:
         for epoch in range(config.epochs):
             generator = np.random.default_rng([self._config.seed, step, epoch, self._rank])
             groups = rows.groups(self._budget)
+            if len(groups) < config.minibatches:  # too few prompts: a minibatch would be empty
+                groups = [[row] for group in groups for row in group]
             order = generator.permutation(len(groups))
             for part in np.array_split(order, config.minibatches):
                 chosen = [groups[i] for i in part]
