@@ -18,17 +18,20 @@ class Group:
     def __init__(self, make: Callable[[int], Any], world: int, timeout_s: float) -> None:
         self._timeout = timeout_s
         self.ranks = [make(rank) for rank in range(world)]
+        self._setup: list[Any] = []
 
-    def setup(self, *args: Any) -> list[Any]:
-        """Let the ranks find each other: rank 0 says where it waits."""
+    def begin_setup(self) -> None:
+        """Let the ranks find each other (rank 0 says where it waits) and load, meanwhile."""
         addresses = self.call("address")
         hosts = [host for host, _ in addresses]
-        return self.gather(
-            [
-                rank.setup.remote((*addresses[0], hosts.count(host)), *args)
-                for rank, host in zip(self.ranks, hosts, strict=True)
-            ]
-        )
+        self._setup = [
+            rank.setup.remote((*addresses[0], hosts.count(host)))
+            for rank, host in zip(self.ranks, hosts, strict=True)
+        ]
+
+    def end_setup(self) -> None:
+        """Wait for what `begin_setup` began."""
+        self.gather(self._setup)
 
     def call(self, method: str, *args: Any) -> list[Any]:
         """`method` with equal arguments on every rank; results in rank order."""

@@ -173,9 +173,11 @@ class _Driver:
         config = self._config
         self._table.status("starting workers (vLLM takes about half a minute)")
         data = config.data
-        self._prompts, self._ids = self._encode(train, data.train, path, quarantine)
-        self._held_out, self._held_out_ids = self._encode(
-            held_out, data.eval or data.train, path, quarantine
+        tables = [self._encode(prompts, path) for prompts in (train, held_out)]
+        self._cast.begin()
+        self._prompts, self._ids = self._encoded(tables[0], data.train, quarantine)
+        self._held_out, self._held_out_ids = self._encoded(
+            tables[1], data.eval or data.train, quarantine
         )
         quarantine.write(self._folder / "quarantine.jsonl")
         shown = ", ".join(f"{n} {reason}" for reason, n in quarantine.counts().items())
@@ -492,19 +494,26 @@ class _Driver:
         self._cast.send_weights(self._version)
         self._table.message(f"resumed after step {self._step}, weights {self._version}")
 
-    def _encode(
-        self, prompts: list[Prompt], source: Source, path: str, quarantine: Quarantine
-    ) -> tuple[Any, list]:
+    def _encode(self, prompts: list[Prompt], path: str) -> tuple[Any, Any]:
+        """References to the table of tokenised prompts and to its metadata."""
         from grm_ray.workers.encoder import prompts_table
 
         config = self._config
-        table, info_ref = prompts_table.remote(
-            prompts,
-            path,
-            config.policy.trust_remote_code,
-            config.data.max_prompt_length,
-            str(self._folder / "logs" / "encoder.log"),
+        return tuple(
+            prompts_table.remote(
+                prompts,
+                path,
+                config.policy.trust_remote_code,
+                config.data.max_prompt_length,
+                str(self._folder / "logs" / "encoder.log"),
+            )
         )
+
+    def _encoded(
+        self, refs: tuple[Any, Any], source: Source, quarantine: Quarantine
+    ) -> tuple[Any, list]:
+        table, info_ref = refs
+        config = self._config
         info = ray.get(info_ref)
         for prompt_id in info["too_long"]:
             quarantine.add(source.path, 0, "longer than data.max_prompt_length", prompt_id)

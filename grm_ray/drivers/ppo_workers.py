@@ -57,14 +57,18 @@ class PpoCast:
         """Workers that died and were replaced so far."""
         return self.rollouts.replaced + self.scorers.replaced
 
+    def begin(self) -> None:
+        """Have the learner ranks load while the caller does something else."""
+        self.learners.begin_setup()
+
     def wait(self) -> None:
-        """Until everyone may serve.
+        """Until everyone may serve; `begin` comes first.
 
         Raises:
             PoolFailed: a scorer holds another reward model than the config's folder.
         """
         timeout = self._config.timeout_s
-        self.learners.setup()
+        self.learners.end_setup()
         for found in self.scorers.wait_ready(timeout):
             if found != self._fingerprint:
                 raise PoolFailed(f"a scorer loaded reward model {found}, not {self._fingerprint}")

@@ -150,6 +150,7 @@ class _Driver:
             )
             for pairs in (train, held_out)
         ]
+        self._group.begin_setup()
         self._train, self._held_out = ray.get([metadata for _, metadata in encoded])
         for name, metadata in (("training", self._train), ("held-out", self._held_out)):
             if not metadata["uids"]:
@@ -164,7 +165,8 @@ class _Driver:
         self._total = max(1, round(training.epochs * count / self._per_step))
         self._order = EpochOrder(count, config.seed, config.data.train.shuffle)
         self._identity = identity
-        self._group.setup(self._total, *(table for table, _ in encoded))
+        self._group.end_setup()
+        self._group.call("begin", self._total, *(table for table, _ in encoded))
         if saved is not None:
             self._group.call("load", str(saved[0] / "trainer"))
             self._step = saved[1]["step"]

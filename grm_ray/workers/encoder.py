@@ -28,7 +28,7 @@ def pairs_table(
         table.column(name).combine_chunks().value_lengths().to_numpy()
         for name in ("prompt_tokens", "chosen_tokens", "rejected_tokens")
     )
-    lengths = (2 * prompt + chosen + rejected).tolist()
+    lengths = (prompt + chosen + rejected).tolist()  # as packed: the prompt once
     return table, {
         "lengths": lengths,
         "uids": table["uid"].to_pylist(),

@@ -40,22 +40,24 @@ class RewardTrainer:
         """This rank's machine and a free port there."""
         return address()
 
-    def setup(
-        self, meeting: tuple[str, int, int], total_steps: int, train: pa.Table, held_out: pa.Table
-    ) -> None:
-        """Load the model, join the group, build the engine."""
+    def setup(self, meeting: tuple[str, int, int]) -> None:
+        """Join the group and load the model."""
         config = self._config
         join_group(self._rank, self._world, *meeting)
         torch.manual_seed(config.seed)  # equal heads and adapters on every rank
         np.random.seed(config.seed)
         lm = load_causal_lm(config.model, self._path)
-        model = RewardModel(lm, config.head)
+        self._model = RewardModel(lm, config.head)
         self._tokenizer = load_tokenizer(self._path, config.model.trust_remote_code)
         self._contract = ScoringContract.of(
             self._tokenizer, config.data.max_length, config.data.truncation
         )
+
+    def begin(self, total_steps: int, train: pa.Table, held_out: pa.Table) -> None:
+        """Build the engine; `setup` comes first."""
+        config = self._config
         self._engine = ZeroEngine(
-            model, config.training.optimizer, resolve_dtype(config.model.dtype), total_steps
+            self._model, config.training.optimizer, resolve_dtype(config.model.dtype), total_steps
         )
         torch.manual_seed(config.seed + 1000 * (self._rank + 1))  # dropout differs by rank
         self._preference = resolve("preference loss", config.loss.preference)
