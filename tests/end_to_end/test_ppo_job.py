@@ -81,7 +81,7 @@ def test_a_killed_run_resumes_with_nothing_repeated_or_skipped(
     # Another reward model's checkpoint, and another config, are refused before any worker starts.
     other = finish(start(path, tmp_path, "--resume", "rollout.temperature=0.5"))
     assert "rollout.temperature: 1.0 in the checkpoint, 0.5 now" in other
-    states = sorted((run / "checkpoints").glob("step-*/state.json"))
+    states = sorted((run / "checkpoints").glob("step-?????/state.json"))  # no half-written one
     saved = json.loads(states[-1].read_text())
 
     process = start(path, tmp_path, "--resume")
