@@ -171,7 +171,7 @@ class _Driver:
     ) -> None:
         """Start every worker at once, tokenise meanwhile, restore a checkpoint."""
         config = self._config
-        self._table.status("starting workers (vLLM takes about half a minute)")
+        self._table.status("starting workers (vLLM takes about a minute)")
         data = config.data
         tables = [self._encode(prompts, path) for prompts in (train, held_out)]
         self._cast.begin()
