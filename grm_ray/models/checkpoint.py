@@ -106,7 +106,10 @@ def _write_causal_lm(lm: nn.Module, tokenizer: Any, folder: Path, card: str) -> 
     base.config.save_pretrained(folder)
     if getattr(base, "generation_config", None) is not None:
         base.generation_config.save_pretrained(folder)
-    weights = {name: weight.contiguous().cpu() for name, weight in merged_weights(lm)}
+    # Copies, because ZeRO makes the trained weights views of one flat buffer: such are not saved.
+    weights = {
+        name: weight.to("cpu", copy=True).contiguous() for name, weight in merged_weights(lm)
+    }
     save_torch_state_dict(weights, folder, metadata={"format": "pt"})
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")

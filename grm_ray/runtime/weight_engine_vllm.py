@@ -52,6 +52,21 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemory
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
+        if not torch.cuda.is_available():
+            _repack_heads(self.model)
 
     def shutdown(self) -> None:
         pass
+
+
+def _repack_heads(model: torch.nn.Module) -> None:
+    """Have every language head multiply by the weights that it holds now.
+
+    vLLM's CPU kernels multiply by a packed copy, and its reload renews the copies of those layers
+    that weights came for: a head tied to the embedding would go on with the embedding of before.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for layer in model.modules():
+        if isinstance(layer, ParallelLMHead):
+            layer.quant_method.process_weights_after_loading(layer)

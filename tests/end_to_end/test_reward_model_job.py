@@ -26,7 +26,9 @@ def test_all_weights_train_too(tmp_path, tiny_model, tiny_data):
     """Both jobs without LoRA: every weight moves, is sent, and engine and learner agree."""
     model = {"path": str(tiny_model), "lora": None}
     path = rm_config(tmp_path, tiny_model, tiny_data, model=model)
-    output = finish(job("grm_ray.rm", "--config", str(path), cwd=tmp_path))
+    trained = job("grm_ray.rm", "--config", str(path), cwd=tmp_path)
+    output = finish(trained)
+    assert trained.returncode == 0, output
     metrics = rows(tmp_path / "runs" / "rm" / "metrics.jsonl")
     assert metrics[-1]["loss"] < metrics[1]["loss"], output
     path = ppo_config(
@@ -35,7 +37,7 @@ def test_all_weights_train_too(tmp_path, tiny_model, tiny_data):
     output = finish(job("grm_ray.ppo", "--config", str(path), cwd=tmp_path))
     metrics = rows(tmp_path / "runs" / "ppo" / "metrics.jsonl")
     assert len(metrics) == 5, output
-    assert all(m["engine_gap"] < 0.05 for m in metrics if m["step"])
+    assert all(m["engine_gap"] < 1e-4 for m in metrics if m["step"])
 
 
 def test_no_library_chatter_on_the_terminal(reward_model):
