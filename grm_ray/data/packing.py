@@ -7,7 +7,7 @@ DeepSpeed: plain functions over lengths and tokens. No count needs to divide any
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,16 +17,23 @@ import torch
 Group = tuple[np.ndarray, Sequence[np.ndarray]]
 
 
+# Tokens. Sharing fewer saves less than the masks cost that attention then needs.
+WORTH_SHARING = 8
+
+
 @dataclass(frozen=True)
 class Packed:
     """Groups in one flat sequence of T tokens: prompt, its A answers, the next prompt, ...
 
-    Positions restart at each prompt, and each answer's go on where its prompt ends. Answers are
-    numbered through, over all groups.
+    What all prompts begin with (a system message, as a rule) is there once, at the start; of the
+    second and later prompts the sequence holds the rest. Positions count within a prompt and its
+    answer, each answer's going on where its prompt ends. Answers are numbered through, over all
+    groups.
     """
 
     input_ids_T: torch.Tensor
     position_ids_T: torch.Tensor
+    shared: int  # tokens at the start that belong to every prompt
     prompts: tuple[tuple[int, int], ...]  # of each answer: its prompt's bounds in the sequence
     answers: tuple[tuple[int, int], ...]  # of each answer: its own bounds
 
@@ -66,23 +73,39 @@ class Packed:
         return at_N, before_N, owner_N
 
 
+def group_tokens(group: Group) -> int:
+    """What a group takes in a packed sequence: its prompt once."""
+    prompt, answers = group
+    return len(prompt) + sum(len(answer) for answer in answers)
+
+
+def by_key(keys: Iterable[Hashable]) -> list[list[int]]:
+    """Item numbers of equal keys together, in the order of first sight."""
+    found: dict[Hashable, list[int]] = {}
+    for item, key in enumerate(keys):
+        found.setdefault(key, []).append(item)
+    return list(found.values())
+
+
 def pack(groups: Sequence[Group]) -> Packed:
     """`groups` one after another; an empty prompt or answer is an error.
 
     Raises:
         ValueError: nothing to predict from, or nothing to score.
     """
+    if not all(len(prompt) and answers and all(map(len, answers)) for prompt, answers in groups):
+        raise ValueError("a group needs a prompt and one or more answers, none of them empty")
+    shared = _shared_start([prompt for prompt, _ in groups])
     ids: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     prompts: list[tuple[int, int]] = []
     answers: list[tuple[int, int]] = []
     end = 0
     for prompt, group_answers in groups:
-        if not len(prompt) or not group_answers or not all(len(a) for a in group_answers):
-            raise ValueError("a group needs a prompt and one or more answers, none of them empty")
-        bounds = (end, end + len(prompt))
-        ids.append(prompt)
-        positions.append(np.arange(len(prompt)))
+        begin = shared if ids else 0
+        bounds = (end, end + len(prompt) - begin)
+        ids.append(prompt[begin:])
+        positions.append(np.arange(begin, len(prompt)))
         end = bounds[1]
         for answer in group_answers:
             prompts.append(bounds)
@@ -93,9 +116,21 @@ def pack(groups: Sequence[Group]) -> Packed:
     return Packed(
         torch.from_numpy(np.concatenate(ids).astype(np.int64)),
         torch.from_numpy(np.concatenate(positions).astype(np.int64)),
+        shared,
         tuple(prompts),
         tuple(answers),
     )
+
+
+def _shared_start(prompts: Sequence[np.ndarray]) -> int:
+    """How many tokens every prompt begins with, leaving each a last one of its own."""
+    if len(prompts) < 2:
+        return 0
+    shared = min(len(prompt) for prompt in prompts) - 1
+    for prompt in prompts[1:]:
+        differs = np.flatnonzero(prompt[:shared] != prompts[0][:shared])
+        shared = int(differs[0]) if len(differs) else shared
+    return shared if shared >= WORTH_SHARING else 0
 
 
 def share_prompts(

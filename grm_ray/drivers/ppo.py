@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,10 @@ from grm_ray.config.load import ConfigError
 from grm_ray.config.schema import PpoJob, Source
 from grm_ray.data import sources
 from grm_ray.data.order import EpochOrder
-from grm_ray.data.packing import split_by_tokens
+from grm_ray.data.packing import by_key, split_by_tokens
 from grm_ray.data.sources import Prompt, Quarantine
 from grm_ray.drivers.checks import check, roles
+from grm_ray.drivers.ppo_step import Gathering, Step
 from grm_ray.drivers.ppo_workers import PpoCast
 from grm_ray.drivers.run_folder import next_incarnation, open_run, saved_state
 from grm_ray.models import backbone
@@ -33,20 +33,18 @@ from grm_ray.objectives.kl import AdaptiveKL, FixedKL
 from grm_ray.reporting.page import write_report
 from grm_ray.rewards.pipeline import RewardPipeline
 from grm_ray.runtime import cluster
-from grm_ray.runtime.ledger import LedgerFile, StepLedger, seed, uid
+from grm_ray.runtime.ledger import LedgerFile, uid
 from grm_ray.runtime.live import PPO_COLUMNS, LiveTable
 from grm_ray.runtime.placement import bundles
-from grm_ray.runtime.pool import Event, Pool, PoolFailed, Work
 from grm_ray.runtime.snapshot import Snapshots
 from grm_ray.runtime.tracking import Tracker
 from grm_ray.runtime.weights import Version
 from grm_ray.study.intervals import bootstrap_mean, paired_difference
+from grm_ray.workers.encoder import Encoder
 
 # Mean difference of the engine's and the learner's log-prob of a token; rounding in bfloat16 gives
 # a few hundredths.
 GAP_TO_WARN = 0.2
-
-SCORED, EVALUATED, GENERATED = "scored", "evaluated", "generated"
 
 
 def run(config: PpoJob, resume: bool = False) -> Path:
@@ -111,28 +109,6 @@ def _fingerprint(prompts: list[Prompt]) -> str:
     return hashlib.sha256(" ".join(p.prompt_id for p in prompts).encode()).hexdigest()
 
 
-@dataclass
-class _Step:
-    """What one step has gathered: batches by reference, scalars by uid."""
-
-    ledger: StepLedger
-    evaluate: bool
-    began: float = field(default_factory=time.perf_counter)
-    at: dict[str, float] = field(default_factory=dict)
-    rollouts: list[Any] = field(default_factory=list)
-    evaluations: list[Any] = field(default_factory=list)
-    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def note(self, stage: str, uids: list[str]) -> list[str]:
-        fresh = self.ledger.record(stage, uids)
-        if not self.ledger.lacking(stage):
-            self.at.setdefault(stage, time.perf_counter() - self.began)
-        return fresh
-
-    def column(self, name: str) -> np.ndarray:
-        return np.array([self.rows[u][name] for u in self.ledger.uids], dtype=float)
-
-
 class _Driver:
     def __init__(
         self,
@@ -173,7 +149,13 @@ class _Driver:
         config = self._config
         self._table.status("starting workers (vLLM takes about a minute)")
         data = config.data
-        tables = [self._encode(prompts, path) for prompts in (train, held_out)]
+        encoder = Encoder.remote(
+            path, config.policy.trust_remote_code, str(self._folder / "logs" / "encoder.log")
+        )
+        tables = [
+            encoder.prompts.remote(prompts, data.max_prompt_length) for prompts in (train, held_out)
+        ]
+        del encoder
         self._cast.begin()
         self._prompts, self._ids = self._encoded(tables[0], data.train, quarantine)
         self._held_out, self._held_out_ids = self._encoded(
@@ -263,7 +245,7 @@ class _Driver:
             "reward": float(step.column("score").mean()),
             "reward_std": float(step.column("score").std()),
             "reward_normalized": float(rewards.mean()),
-            "true_reward": _mean_or_none(step, "true_reward"),
+            "true_reward": step.mean("true_reward"),
             "objective/kl": kl,
             "objective/kl_coefficient": self._kl.coefficient,
             "response_length": float(lengths.mean()),
@@ -273,7 +255,7 @@ class _Driver:
             "tokens_per_second": float(lengths.sum()) / seconds,
             "policy_version": [self._version.incarnation, self._version.step],
             "workers_replaced": self._cast.replaced,
-            **self._phases(step),
+            **step.phases(),
             "phase/learn": before_sync - before_learning,
             "phase/sync": ended - before_sync,
             **learned,
@@ -288,116 +270,14 @@ class _Driver:
         )
         return metrics
 
-    def _gather(self, prompts: Any, rows: list[tuple[int, str]], evaluate: bool) -> _Step:
-        """Have every row generated, scored and (to learn from it) evaluated, whatever dies."""
-        needs = {GENERATED, SCORED} | ({EVALUATED} if evaluate else set())
-        step = _Step(StepLedger([name for _, name in rows], frozenset(needs)), evaluate)
-        row_of = {name: row for row, name in rows}
-        self._request(prompts, row_of, step, [name for _, name in rows])
-        pending_evaluations: dict[Any, Any] = {}
-        heard = time.monotonic()
-        while not step.ledger.complete:
-            done = len(rows) - len(step.ledger.lacking(SCORED))
-            self._table.status(f"step {self._step}: rows scored", done, len(rows))
-            rollouts, scorers = self._cast.rollouts, self._cast.scorers
-            waiting = [*rollouts.waitables(), *scorers.waitables(), *pending_evaluations]
-            done_refs = ray.wait(waiting, num_returns=1, timeout=5, fetch_local=False)[0]
-            if done_refs:
-                heard = time.monotonic()
-            elif time.monotonic() - heard > self._config.timeout_s:
-                lacking = {need: len(step.ledger.lacking(need)) for need in sorted(needs)}
-                raise PoolFailed(
-                    f"no worker answered for {self._config.timeout_s} s; rows lacking: {lacking}"
-                )
-            for ref in done_refs:
-                if rollouts.owns(ref):
-                    for event in rollouts.handle(ref):
-                        self._rollout_event(event, prompts, row_of, step, pending_evaluations)
-                elif scorers.owns(ref):
-                    for event in scorers.handle(ref):
-                        self._score_event(event, step)
-                else:
-                    self._evaluated(pending_evaluations.pop(ref), ref, step)
-        return step
+    def _gather(self, prompts: Any, rows: list[tuple[int, str]], evaluate: bool) -> Step:
+        gathering = Gathering(self._cast, prompts, rows, self._version, self._config.seed, evaluate)
+        return gathering.run(
+            self._config.timeout_s,
+            lambda done: self._table.status(f"step {self._step}: rows scored", done, len(rows)),
+        )
 
-    def _request(self, prompts: Any, row_of: dict[str, int], step: _Step, uids: list[str]) -> None:
-        """Share `uids` out over the rollout workers, those of one prompt to one worker."""
-        pool: Pool = self._cast.rollouts
-        by_prompt: dict[int, list[str]] = {}
-        for name in uids:
-            by_prompt.setdefault(row_of[name], []).append(name)
-        shares = min(len(pool.handles), len(by_prompt))
-        for share in np.array_split(np.array(list(by_prompt)), shares):
-            names = [name for row in share.tolist() for name in by_prompt[row]]
-            wanted = [(row_of[u], u, seed(u, self._config.seed)) for u in names]
-            pool.submit(
-                Work(
-                    lambda worker, wanted=wanted: worker.generate.options(
-                        num_returns="streaming"
-                    ).remote(prompts, wanted),
-                    names,
-                )
-            )
-
-    def _rollout_event(
-        self,
-        event: Event,
-        prompts: Any,
-        row_of: dict[str, int],
-        step: _Step,
-        pending_evaluations: dict[Any, Any],
-    ) -> None:
-        if event.kind == "lost":
-            lacking = set(step.ledger.lacking(GENERATED))
-            again = [u for u in event.work.payload if u in lacking]
-            if again:
-                self._request(prompts, row_of, step, again)
-        elif event.kind == "item":
-            batch, metadata = event.value
-            if metadata["versions"] != [str(self._version)]:
-                raise RuntimeError(
-                    f"rows written by weights {', '.join(metadata['versions'])}, "
-                    f"the policy is at {self._version}"
-                )
-            fresh = set(step.note(GENERATED, metadata["uids"]))
-            if not fresh:
-                return
-            step.rollouts.append(batch)
-            for i, name in enumerate(metadata["uids"]):
-                if name in fresh:
-                    step.rows[name] = {
-                        "length": metadata["lengths"][i],
-                        "tokens": metadata["tokens"][i],
-                        "finished": metadata["finished"][i],
-                    }
-            self._submit_score(batch)
-            if step.evaluate:
-                table, info = self._cast.evaluate(batch, sum(metadata["tokens"]))
-                pending_evaluations[info] = table
-
-    def _submit_score(self, batch: Any) -> None:
-        self._cast.scorers.submit(Work(lambda worker: worker.score.remote(batch), batch))
-
-    def _score_event(self, event: Event, step: _Step) -> None:
-        if event.kind == "lost":
-            self._submit_score(event.work.payload)
-            return
-        table: pa.Table = event.value
-        columns = {n: table[n].to_pylist() for n in ("uid", "score", "true_reward")}
-        fresh = set(step.note(SCORED, columns["uid"]))
-        for name, score, true in zip(*columns.values(), strict=True):
-            if name in fresh:
-                step.rows[name] |= {"score": score, "true_reward": true}
-
-    def _evaluated(self, table: Any, info_ref: Any, step: _Step) -> None:
-        info = self._cast.learners.gather([info_ref])[0]
-        fresh = set(step.note(EVALUATED, info["uids"]))
-        step.evaluations.append(table)
-        for i, name in enumerate(info["uids"]):
-            if name in fresh:
-                step.rows[name] |= {key: info[key][i] for key in ("kl", "entropy", "gap")}
-
-    def _learn(self, step: _Step, rewards: np.ndarray, prompts: list[int]) -> dict[str, float]:
+    def _learn(self, step: Step, rewards: np.ndarray, prompts: list[int]) -> dict[str, float]:
         """Split the rows over the ranks by tokens and let them learn in lockstep.
 
         Rows of one prompt go to one rank, which computes the prompt once for all of them.
@@ -405,10 +285,7 @@ class _Driver:
         self._table.status(f"step {self._step}: learning")
         uids, ranks = step.ledger.uids, self._cast.learners.ranks
         tokens, lengths = step.column("tokens"), step.column("length")
-        groups: dict[int, list[int]] = {}
-        for i, prompt in enumerate(prompts):
-            groups.setdefault(prompt, []).append(i)
-        items = list(groups.values())
+        items = by_key(prompts)
         if len(items) < len(ranks):
             items = [[i] for i in range(len(uids))]
         sizes = [tokens[item[0]] - lengths[item[0]] + lengths[item].sum() for item in items]
@@ -424,18 +301,6 @@ class _Driver:
             for rank, share in zip(ranks, shares, strict=True)
         ]
         return self._cast.learners.gather(calls)[0]
-
-    @staticmethod
-    def _phases(step: _Step) -> dict[str, float]:
-        """Seconds until all was generated, then what scoring and evaluation took on top."""
-        generated = step.at[GENERATED]
-        scored = max(generated, step.at[SCORED])
-        evaluated = max(scored, step.at.get(EVALUATED, 0.0))
-        return {
-            "phase/generate": generated,
-            "phase/score": scored - generated,
-            "phase/evaluate": evaluated - scored,
-        }
 
     # ------------------------------------------------------------- held-out
 
@@ -459,7 +324,7 @@ class _Driver:
             }
         return made
 
-    def _save_samples(self, step: _Step, name: str) -> None:
+    def _save_samples(self, step: Step, name: str) -> None:
         """What was said and how it was scored, read from the stages' references."""
         said = pa.concat_tables(ray.get(step.rollouts)).select(["uid", "prompt", "response"])
         uids = said["uid"].to_pylist()
@@ -494,24 +359,8 @@ class _Driver:
         self._cast.send_weights(self._version)
         self._table.message(f"resumed after step {self._step}, weights {self._version}")
 
-    def _encode(self, prompts: list[Prompt], path: str) -> tuple[Any, Any]:
-        """References to the table of tokenised prompts and to its metadata."""
-        from grm_ray.workers.encoder import prompts_table
-
-        config = self._config
-        return tuple(
-            prompts_table.remote(
-                prompts,
-                path,
-                config.policy.trust_remote_code,
-                config.data.max_prompt_length,
-                str(self._folder / "logs" / "encoder.log"),
-            )
-        )
-
-    def _encoded(
-        self, refs: tuple[Any, Any], source: Source, quarantine: Quarantine
-    ) -> tuple[Any, list]:
+    def _encoded(self, refs: list[Any], source: Source, quarantine: Quarantine) -> tuple[Any, list]:
+        """Reference to the table of tokenised prompts, and the ids of those that fit."""
         table, info_ref = refs
         config = self._config
         info = ray.get(info_ref)
@@ -531,11 +380,6 @@ class _Driver:
             f"the reward model `{config.reward.path}` "
             f"(fingerprint {self._identity['reward model'][:12]}), by grm_ray.\n"
         )
-
-
-def _mean_or_none(step: _Step, name: str) -> float | None:
-    values = [row[name] for row in step.rows.values()]
-    return None if any(v is None for v in values) else float(np.mean(values))
 
 
 def true_rewards(path: Path) -> np.ndarray:

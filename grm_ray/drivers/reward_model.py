@@ -133,23 +133,22 @@ class _Driver:
         saved: tuple[Path, dict] | None,
         identity: dict[str, str],
     ) -> None:
-        """Tokenise in a task, load the model on every rank, restore a checkpoint."""
+        """Tokenise, load the model on every rank, restore a checkpoint."""
         import ray
 
-        from grm_ray.workers.encoder import pairs_table
+        from grm_ray.workers.encoder import Encoder
 
-        config = self._config
+        config, data = self._config, self._config.data
+        encoder = Encoder.remote(
+            self._path,
+            config.model.trust_remote_code,
+            str(self._folder / "logs" / "encoder.log"),
+        )
         encoded = [
-            pairs_table.remote(
-                pairs,
-                self._path,
-                config.model.trust_remote_code,
-                config.data.max_length,
-                config.data.truncation,
-                str(self._folder / "logs" / "encoder.log"),
-            )
+            encoder.pairs.remote(pairs, data.max_length, data.truncation)
             for pairs in (train, held_out)
         ]
+        del encoder
         self._group.begin_setup()
         self._train, self._held_out = ray.get([metadata for _, metadata in encoded])
         for name, metadata in (("training", self._train), ("held-out", self._held_out)):

@@ -29,9 +29,9 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Each answer sees its prompt and itself; each prompt sees itself. All of it is causal.
 
-    One call per answer: a prompt and its first answer are plain text and need no mask; further
-    answers branch off the prompt. A mask over the whole sequence would take T^2 memory and the
-    slow path.
+    One call per answer: a prompt and its first answer are one text; further answers branch off the
+    prompt, and further prompts off the start that all of them share. A mask over the whole
+    sequence would take T^2 memory and the slow path.
 
     Args:
         query_1QTD: one sequence, Q query heads; keys and values have K heads, K dividing Q.
@@ -54,14 +54,15 @@ def packed_attention(
     for (first, branch), (start, end) in zip(packed.prompts, packed.answers, strict=True):
         follows = start == branch  # the first answer continues its prompt
         query = query_1QTD[:, :, first if follows else start : end]
+        spans = [(first, end)] if follows else [(first, branch), (start, end)]
+        if first > 0 and packed.shared:
+            spans = [(0, packed.shared), *spans]
         key, value = (
-            x[:, :, first:end]
-            if follows
-            else torch.cat([x[:, :, first:branch], x[:, :, start:end]], 2)
+            torch.cat([x[:, :, a:b] for a, b in spans], 2) if len(spans) > 1 else x[:, :, first:end]
             for x in (key_1KTD, value_1KTD)
         )
         windowed = sliding_window is not None and key.shape[2] > sliding_window
-        plain = follows and not windowed
+        plain = len(spans) == 1 and not windowed  # one text from its beginning needs no mask
         pieces.append(
             F.scaled_dot_product_attention(
                 query,

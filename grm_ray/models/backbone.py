@@ -118,13 +118,15 @@ def _packs(lm: nn.Module) -> bool:
     A layer that mixes tokens without our attention (a state-space layer, an attention of a model's
     own) would read over the seams of a packed sequence, and nothing else would say so.
     """
-    prompt, one, other = (np.array(ids) for ids in ([1, 2, 3], [4, 5], [6, 7, 8]))
-    together = hidden_states(lm.eval(), pack([(prompt, [one, other]), (other, [one])]))
-    for (at, size), group in zip(
-        ((5, 3), (11, 2)), ((prompt, [other]), (other, [one])), strict=True
-    ):
-        alone = hidden_states(lm, pack([group]))[-size:].float()
-        if (together[at : at + size] - alone).norm() > 0.1 * alone.norm():
+    prompt = np.arange(1, 11)
+    turned = np.concatenate([prompt[:8], prompt[:2]])  # begins as `prompt` does
+    one, other = np.array([4, 5]), np.array([6, 7, 8])
+    packed = pack([(prompt, [one, other]), (turned, [one])])
+    together = hidden_states(lm.eval(), packed)
+    groups = [(prompt, [one]), (prompt, [other]), (turned, [one])]
+    for (start, end), group in zip(packed.answers, groups, strict=True):
+        alone = hidden_states(lm, pack([group]))[start - end :].float()
+        if (together[start:end] - alone).norm() > 0.1 * alone.norm():
             return False
     return True
 

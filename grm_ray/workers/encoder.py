@@ -1,4 +1,4 @@
-"""Tokenising in a task of its own, so that the driver never holds a token."""
+"""Tokenising in a process of its own, so that the driver never holds a token."""
 
 from __future__ import annotations
 
@@ -15,33 +15,35 @@ from grm_ray.models.backbone import load_tokenizer
 from grm_ray.runtime import logs
 
 
-@ray.remote(num_cpus=0, num_returns=2)
-def pairs_table(
-    pairs: list[Pair], model: str, trust: bool, max_length: int, truncation: str, log: str
-) -> tuple[pa.Table, dict[str, Any]]:
-    """The `PAIRS` table, and what the driver plans with: lengths, uids, what was left out."""
-    logs.to_file(Path(log))
-    tokenizer = load_tokenizer(model, trust)
-    contract = ScoringContract.of(tokenizer, max_length, truncation)
-    table, left_out, truncated = encode_pairs(pairs, tokenizer, contract)
-    prompt, chosen, rejected = (
-        table.column(name).combine_chunks().value_lengths().to_numpy()
-        for name in ("prompt_tokens", "chosen_tokens", "rejected_tokens")
-    )
-    lengths = (prompt + chosen + rejected).tolist()  # as packed: the prompt once
-    return table, {
-        "lengths": lengths,
-        "uids": table["uid"].to_pylist(),
-        "left_out": left_out,
-        "truncated": truncated,
-    }
+@ray.remote(num_cpus=0)
+class Encoder:
+    """Tokenises one table after another; its process ends when the driver lets go of it."""
 
+    def __init__(self, model: str, trust_remote_code: bool, log: str) -> None:
+        logs.to_file(Path(log))
+        self._tokenizer = load_tokenizer(model, trust_remote_code)
 
-@ray.remote(num_cpus=0, num_returns=2)
-def prompts_table(
-    prompts: list[Prompt], model: str, trust: bool, max_length: int, log: str
-) -> tuple[pa.Table, dict[str, Any]]:
-    """The `PROMPTS` table, and its metadata: the ids of the prompts that fit."""
-    logs.to_file(Path(log))
-    table, too_long = encode_prompts(prompts, load_tokenizer(model, trust), max_length)
-    return table, {"prompt_ids": table["prompt_id"].to_pylist(), "too_long": too_long}
+    @ray.method(num_returns=2)
+    def pairs(
+        self, pairs: list[Pair], max_length: int, truncation: str
+    ) -> tuple[pa.Table, dict[str, Any]]:
+        """The `PAIRS` table, and what the driver plans with: lengths, uids, what was left out."""
+        contract = ScoringContract.of(self._tokenizer, max_length, truncation)
+        table, left_out, truncated = encode_pairs(pairs, self._tokenizer, contract)
+        prompt, chosen, rejected = (
+            table.column(name).combine_chunks().value_lengths().to_numpy()
+            for name in ("prompt_tokens", "chosen_tokens", "rejected_tokens")
+        )
+        lengths = (prompt + chosen + rejected).tolist()  # as packed: the prompt once
+        return table, {
+            "lengths": lengths,
+            "uids": table["uid"].to_pylist(),
+            "left_out": left_out,
+            "truncated": truncated,
+        }
+
+    @ray.method(num_returns=2)
+    def prompts(self, prompts: list[Prompt], max_length: int) -> tuple[pa.Table, dict[str, Any]]:
+        """The `PROMPTS` table, and its metadata: the ids of the prompts that fit."""
+        table, too_long = encode_prompts(prompts, self._tokenizer, max_length)
+        return table, {"prompt_ids": table["prompt_id"].to_pylist(), "too_long": too_long}

@@ -12,7 +12,7 @@ import ray
 import torch
 
 from grm_ray.config.schema import PpoJob
-from grm_ray.data.packing import Packed, micro_batches, pack, share_prompts
+from grm_ray.data.packing import Group, Packed, group_tokens, micro_batches, pack, share_prompts
 from grm_ray.data.tables import EVALUATIONS, flat, nested, select
 from grm_ray.models.backbone import load_causal_lm, load_tokenizer, resolve_dtype, trained_weights
 from grm_ray.models.checkpoint import save_causal_lm
@@ -280,11 +280,13 @@ class _Rows:
         return share_prompts(self._prompts, [len(a) for a in self._answers], budget)
 
     def tokens(self, group: list[int]) -> int:
-        """What a group takes in a packed sequence: its prompt once."""
-        return len(self._prompts[group[0]]) + sum(len(self._answers[i]) for i in group)
+        return group_tokens(self._group(group))
 
     def packed(self, groups: list[list[int]]) -> Packed:
-        return pack([(self._prompts[g[0]], [self._answers[i] for i in g]) for g in groups])
+        return pack([self._group(group) for group in groups])
+
+    def _group(self, rows: list[int]) -> Group:
+        return self._prompts[rows[0]], [self._answers[i] for i in rows]
 
     def answer_positions(self, groups: list[list[int]]) -> np.ndarray:
         """Where the answers of `groups` lie in the flat answer arrays, in packed order."""

@@ -13,7 +13,7 @@ import torch
 from grm_ray.config.registry import resolve
 from grm_ray.config.schema import RewardModelJob
 from grm_ray.data.chat import ScoringContract
-from grm_ray.data.packing import Group, micro_batches, pack
+from grm_ray.data.packing import Group, group_tokens, micro_batches, pack
 from grm_ray.data.tables import flat
 from grm_ray.models.backbone import load_causal_lm, load_tokenizer, resolve_dtype
 from grm_ray.models.checkpoint import save_reward_model
@@ -77,7 +77,8 @@ class RewardTrainer:
             return values["loss"].sum() / pairs_in_step
 
         batches = micro_batches(
-            [_tokens(p) for p in pairs], self._config.training.optimizer.tokens_per_micro_batch
+            [group_tokens(pair) for pair in pairs],
+            self._config.training.optimizer.tokens_per_micro_batch,
         )
         made = self._engine.update(batches, loss, self._dummy)
         return {**self._means(sums), **made}
@@ -89,7 +90,7 @@ class RewardTrainer:
         pairs = self._pairs("eval", rows)
         margins, losses = np.zeros(len(rows)), np.zeros(len(rows))
         budget = self._config.training.optimizer.tokens_per_micro_batch
-        for batch in micro_batches([_tokens(p) for p in pairs], budget):
+        for batch in micro_batches([group_tokens(pair) for pair in pairs], budget):
             values = self._losses([pairs[i] for i in batch], preference_only=True)
             margins[batch] = values["margin"].numpy(force=True)
             losses[batch] = values["preference"].numpy(force=True)
@@ -160,9 +161,3 @@ class RewardTrainer:
             "accuracy": correct / pairs,
             "margin": margin / pairs,
         }
-
-
-def _tokens(pair: Group) -> int:
-    """Tokens that a pair takes in a packed sequence."""
-    prompt, answers = pair
-    return len(prompt) + sum(len(answer) for answer in answers)

@@ -61,12 +61,11 @@ class RolloutWorker:
                 gpu_memory_utilization=engine.gpu_memory_utilization,
                 # Log-probs of the law that was sampled from, temperature included.
                 logprobs_mode="processed_logprobs",
-                # Keys cached under old weights must not serve new ones.
-                enable_prefix_caching=False,
+                enable_prefix_caching=True,
                 weight_transfer_config={"backend": weight_engine.NAME},
                 trust_remote_code=config.policy.trust_remote_code,
                 disable_log_stats=True,
-                **({} if torch.cuda.is_available() else _whole_prompts(length)),
+                **({} if torch.cuda.is_available() else _on_cpu(length)),
             )
         )
         return str(self._version)
@@ -186,7 +185,10 @@ class RolloutWorker:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         stream = self._engine.generate(
-            {"prompt_token_ids": prompt_tokens.tolist()}, parameters, request_id=f"{uid}/{seed}"
+            # Answers to one prompt share its keys; the salt keeps those of old weights apart.
+            {"prompt_token_ids": prompt_tokens.tolist(), "cache_salt": str(version)},
+            parameters,
+            request_id=f"{uid}/{seed}",
         )
         with _engine_must_live():
             async for output in stream:
@@ -221,13 +223,19 @@ def _lean_engine(engine: Engine) -> None:
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 
-def _whole_prompts(length: int) -> dict[str, Any]:
-    """Options that keep vLLM from prefilling a prompt in pieces, which a CPU engine does not bear.
+def _on_cpu(length: int) -> dict[str, Any]:
+    """Engine options for CPUs.
 
-    After a piece vLLM winds the row's own generator back, and a CPU generator cannot be
-    ("CPU Generator does not use offset"): with seeds, such a step ends the engine.
+    No prompt may be prefilled in pieces: after a piece vLLM winds the row's own generator back, and
+    a CPU generator cannot be ("CPU Generator does not use offset"): with seeds, such a step ends
+    the engine. Blocks of keys are as small as the kernel takes them, since only full ones are
+    shared.
     """
-    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(2048, length)}
+    return {
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(2048, length),
+        "block_size": 32,
+    }
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import torch
 
 from grm_ray.config.registry import resolve
 from grm_ray.data.chat import answer_tokens, prompt_tokens
-from grm_ray.data.packing import micro_batches, pack, share_prompts
+from grm_ray.data.packing import group_tokens, micro_batches, pack, share_prompts
 from grm_ray.data.tables import SCORES, flat
 from grm_ray.models.backbone import load_tokenizer
 from grm_ray.models.checkpoint import load_reward_model
@@ -63,12 +63,11 @@ class Scorer:
         """`SCORES` of a `ROLLOUTS` batch, in its order."""
         rows = self._sequences(rollouts)
         scores = np.zeros(len(rows), np.float32)
-        groups = share_prompts([p for p, _ in rows], [len(a) for _, a in rows], self._budget)
-        tokens = [len(rows[g[0]][0]) + sum(len(rows[i][1]) for i in g) for g in groups]
-        for batch in micro_batches(tokens, self._budget):
-            packed = pack([(rows[groups[g][0]][0], [rows[i][1] for i in groups[g]]) for g in batch])
-            values, _ = self._model(packed.to(self._device))
-            scores[[i for g in batch for i in groups[g]]] = values.float().numpy(force=True)
+        shared = share_prompts([p for p, _ in rows], [len(a) for _, a in rows], self._budget)
+        groups = [(rows[numbers[0]][0], [rows[i][1] for i in numbers]) for numbers in shared]
+        for batch in micro_batches([group_tokens(group) for group in groups], self._budget):
+            values, _ = self._model(pack([groups[g] for g in batch]).to(self._device))
+            scores[[i for g in batch for i in shared[g]]] = values.float().numpy(force=True)
         true = [None] * len(rows)
         if self._true_reward is not None:
             pairs = zip(

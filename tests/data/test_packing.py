@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grm_ray.data.order import EpochOrder
-from grm_ray.data.packing import micro_batches, pack, share_prompts, split_by_tokens
+from grm_ray.data.packing import WORTH_SHARING, micro_batches, pack, share_prompts, split_by_tokens
 
 LENGTHS = st.lists(st.integers(1, 500), max_size=60)
 
@@ -40,6 +40,19 @@ def test_a_packed_sequence_holds_each_prompt_once_and_its_answers_go_on_from_the
     assert owner.tolist() == [0, 0, 1, 2, 2]
     at, before, owner = packed.answer_tokens([2, 1])
     assert (at.tolist(), before.tolist(), owner.tolist()) == ([7, 8, 5], [6, 7, 2], [0, 0, 1])
+
+
+def test_what_all_prompts_begin_with_is_there_once():
+    start = np.arange(10, 10 + WORTH_SHARING)
+    one, two = np.append(start, [1, 2]), np.append(start, 3)
+    packed = pack([(one, [np.array([4])]), (two, [np.array([5]), np.array([6])])])
+    assert packed.shared == WORTH_SHARING
+    assert packed.input_ids_T.tolist() == [*start, 1, 2, 4, 3, 5, 6]
+    assert packed.position_ids_T.tolist() == [*range(8), 8, 9, 10, 8, 9, 9]
+    assert packed.prompts == ((0, 10), (11, 12), (11, 12))
+    assert packed.answer_tokens()[1].tolist() == [9, 11, 11]  # each prompt's own last token
+    same = pack([(start, [np.array([4])]), (start, [np.array([5])])])
+    assert same.shared == 0  # eight tokens, but each prompt keeps a last one of its own
 
 
 @pytest.mark.parametrize("group", [([], [[1]]), ([1], []), ([1], [[1], []])])

@@ -35,12 +35,30 @@ def tokens(count):
     return RNG.integers(3, 64, count)
 
 
-GROUPS = [
-    (tokens(7), [tokens(5), tokens(1), tokens(9)]),
-    (tokens(1), [tokens(1)]),
-    (tokens(3), [tokens(6), tokens(6)]),
-]
-ALONE = [np.concatenate([prompt, answer]) for prompt, answers in GROUPS for answer in answers]
+START = tokens(9)
+LAYOUTS = {
+    "nothing shared": [
+        (tokens(7), [tokens(5), tokens(1), tokens(9)]),
+        (tokens(1), [tokens(1)]),
+        (tokens(3), [tokens(6), tokens(6)]),
+    ],
+    "a shared start": [
+        (np.concatenate([START, tokens(own)]), [tokens(n) for n in answers])
+        for own, answers in ((4, (5, 1)), (1, (3,)), (6, (2, 7)))
+    ],
+}
+
+
+@pytest.fixture(params=LAYOUTS)
+def groups(request):
+    found = LAYOUTS[request.param]
+    assert pack(found).shared == (9 if request.param == "a shared start" else 0)
+    return found
+
+
+def alone(groups):
+    """Each answer behind its whole prompt."""
+    return [np.concatenate([prompt, answer]) for prompt, answers in groups for answer in answers]
 
 
 def build(name, extra, implementation):
@@ -60,32 +78,29 @@ def models(request):
     return tuple(build(request.param, MODELS[request.param], x) for x in (attention.NAME, "sdpa"))
 
 
-def test_hidden_states_equal_those_of_each_answer_alone(models):
+def test_hidden_states_equal_those_of_each_answer_alone(models, groups):
     ours, plain = models
-    packed = pack(GROUPS)
+    packed = pack(groups)
     hidden = hidden_states(ours, packed)
-    for (first, branch), (start, end), ids in zip(
-        packed.prompts, packed.answers, ALONE, strict=True
-    ):
+    for prompt, answer, ids in zip(packed.prompts, packed.answers, alone(groups), strict=True):
         wanted = plain.model(input_ids=torch.tensor(ids)[None]).last_hidden_state[0]
-        torch.testing.assert_close(hidden[start:end], wanted[branch - first :], atol=1e-4, rtol=0)
-        torch.testing.assert_close(
-            hidden[first:branch], wanted[: branch - first], atol=1e-4, rtol=0
-        )
+        for begin, end in (prompt, answer):
+            at = packed.position_ids_T[begin:end]
+            torch.testing.assert_close(hidden[begin:end], wanted[at], atol=1e-4, rtol=0)
 
 
-def test_gradients_equal_those_of_separate_sequences(models):
+def test_gradients_equal_those_of_separate_sequences(models, groups):
     """Both heads' losses, over all answers; the bound is a share of the largest entry."""
     ours, plain = models
     model = RewardModel(ours, Head(kind="linear"))
     which = [0, 2, 4]
-    scores, logprobs = model(pack(GROUPS), which)
+    scores, logprobs = model(pack(groups), which)
     weights = torch.linspace(-1, 1, len(scores))
     ((scores * weights).sum() + (logprobs * weights[which]).sum()).backward()
 
     total = torch.zeros(())
-    answers = [answer for _, answers in GROUPS for answer in answers]
-    for number, (ids, answer) in enumerate(zip(ALONE, answers, strict=True)):
+    answers = [answer for _, answers in groups for answer in answers]
+    for number, (ids, answer) in enumerate(zip(alone(groups), answers, strict=True)):
         row = torch.tensor(ids)
         hidden = plain.model(input_ids=row[None]).last_hidden_state[0]
         total = total + model.head(hidden[-1]) * weights[number]
