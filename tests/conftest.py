@@ -85,7 +85,8 @@ def tiny_data(tmp_path_factory) -> dict[str, Path]:
                 "rejected": " ".join(rng.sample(other, 3)),
             }
         )
-        prompts.append({"prompt": " ".join(rng.sample(WORDS, 5))})
+        # Long enough that an engine caches the keys of its first 32 tokens.
+        prompts.append({"prompt": " ".join(rng.choices(WORDS, k=30))})
     made = {}
     for name, rows in (("pairs", pairs), ("prompts", prompts)):
         made[name] = folder / f"{name}.jsonl"

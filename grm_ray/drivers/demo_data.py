@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from grm_ray.data.demo.prompts import DemoPrompt, demo_prompts
+from grm_ray.data.demo.prompts import DemoPrompt, demo_prompts, policy_prompts
 from grm_ray.rewards.judge import judge
 
 OUT = Path(__file__).parent.parent / "data" / "demo"
@@ -37,7 +37,7 @@ MIN_GAP = 0.15
 """How much better by the judge the chosen answer is, at least."""
 FLIPPED_SHARE = 0.25
 TRAIN_PAIRS, TEST_PAIRS = 800, 200
-PPO_TRAIN_PROMPTS, PPO_EVAL_PROMPTS = 300, 128
+PPO_TRAIN_PROMPTS, PPO_EVAL_PROMPTS = 300, 192
 
 
 @dataclass(frozen=True)
@@ -205,8 +205,9 @@ def preference_rows(pairs: list[JudgedPair], split: str, flipped_share: float) -
     return rows
 
 
-def prompt_rows(prompts: list[DemoPrompt]) -> list[dict]:
-    """The prompts for PPO: some of the training prompts, and held-out ones for evaluation."""
+def prompt_rows() -> list[dict]:
+    """The prompts for PPO, drawn from `policy_prompts`: to train on, and held-out ones."""
+    prompts = policy_prompts()
     rng = random.Random(ORDER_SEED)
     rows = []
     for split, held_out, count in (
@@ -239,7 +240,7 @@ def build(out: Path, samples: list[Sample]) -> dict[str, str]:
     preferences += preference_rows(test, "test", 0.0)
     return {
         "preferences.jsonl": _write(out / "preferences.jsonl", preferences),
-        "prompts.jsonl": _write(out / "prompts.jsonl", prompt_rows(prompts)),
+        "prompts.jsonl": _write(out / "prompts.jsonl", prompt_rows()),
     }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from grm_ray.data.demo.prompts import DemoPrompt, demo_prompts
+from grm_ray.data.demo.prompts import DemoPrompt, demo_prompts, policy_prompts
 from grm_ray.drivers.demo_data import (
     MIN_GAP,
     PPO_EVAL_PROMPTS,
@@ -121,17 +121,17 @@ def test_no_held_out_prompt_or_topic_word_is_in_training() -> None:
 
 
 def test_prompts_are_distinct_and_the_judge_can_read_them() -> None:
-    prompts = demo_prompts()
-    assert len({prompt.text for prompt in prompts}) == len(prompts)
-    assert len({prompt.prompt_id for prompt in prompts}) == len(prompts)
-    for prompt in prompts:
+    for made in (demo_prompts(), policy_prompts()):
+        assert len({prompt.text for prompt in made}) == len(made)
+        assert len({prompt.prompt_id for prompt in made}) == len(made)
+    for prompt in [*demo_prompts(), *policy_prompts()]:
         assert asked_length(prompt.text) is not None
         assert 2 <= len(topic_words(prompt.text)) <= 4, prompt.text
-    assert demo_prompts() == prompts
+    assert (demo_prompts(), policy_prompts()) == (demo_prompts(), policy_prompts())
 
 
 def test_committed_prompt_file_is_what_the_builder_writes() -> None:
-    assert rows("prompts.jsonl") == prompt_rows(demo_prompts())
+    assert rows("prompts.jsonl") == prompt_rows()
 
 
 # ------------------------------------------------------------------ the builder

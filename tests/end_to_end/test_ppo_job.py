@@ -147,5 +147,5 @@ def test_killed_workers_are_replaced_within_the_step(tmp_path, tiny_model, tiny_
         assert pq.read_table(run / "samples" / f"{name}.parquet").num_rows == 6
     page = (run / "report.html").read_text()
     assert "KL" in page and "http://" not in page.replace("http://www.w3.org", "")
-    # The learner and the engine agree on what was sampled.
-    assert all(m["engine_gap"] < 0.05 for m in metrics if m["step"])
+    # The learner and the engine agree on what was sampled; prompts came again under new weights.
+    assert all(m["engine_gap"] < 1e-4 for m in metrics if m["step"])

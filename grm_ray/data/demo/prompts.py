@@ -7,6 +7,7 @@ share the templates but no topic: no topic word of a held-out prompt is in any t
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import dataclass
 
@@ -22,8 +23,12 @@ TEMPLATES = (
 LENGTHS = (8, 10, 12, 15, 18, 20, 25, 30, 35, 40, 45)
 """Asked lengths in words: from far below to just under what 64 tokens can hold."""
 
+POLICY_LENGTHS = tuple(n for n in LENGTHS if n <= 25)
+"""Those that fit into the 40 tokens which the demo's policy may write."""
+
 TRAIN_PER_TOPIC = 5
 TEST_PER_TOPIC = 6
+POLICY_PER_TOPIC = 9
 SEED = 20240229
 
 
@@ -178,6 +183,22 @@ def demo_prompts() -> list[DemoPrompt]:
     rng = random.Random(SEED)
     train = _fill("train", TRAIN_TOPICS, TRAIN_PER_TOPIC, False, rng)
     return train + _fill("test", TEST_TOPICS, TEST_PER_TOPIC, True, rng)
+
+
+def policy_prompts() -> list[DemoPrompt]:
+    """Prompts for PPO in a fixed order: those to train on, then those with held-out topics.
+
+    The same topics and templates; each topic meets `POLICY_PER_TOPIC` different pairs of a
+    template and a length.
+    """
+    rng = random.Random(SEED + 1)
+    kinds = list(itertools.product(TEMPLATES, POLICY_LENGTHS))
+    return [
+        DemoPrompt(f"{name}-{i:03d}-{j}", template.format(a=a, b=b, n=length), name == "eval")
+        for name, topics in (("policy", TRAIN_TOPICS), ("eval", TEST_TOPICS))
+        for i, (a, b) in enumerate(topics)
+        for j, (template, length) in enumerate(rng.sample(kinds, POLICY_PER_TOPIC))
+    ]
 
 
 def _fill(
