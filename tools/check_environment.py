@@ -9,7 +9,11 @@ NEEDED = ("transformers", "vllm", "deepspeed", "ray", "peft", "datasets")
 # import leaves bytecode behind, which makes the first start of a job faster.
 LATER = (
     "vllm.v1.engine.async_llm",
+    "vllm.v1.core.sched.scheduler",
     "vllm.v1.worker.cpu_worker",
+    "vllm.v1.attention.backends.cpu_attn",
+    "vllm.renderers.hf",
+    "vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors",
     "vllm.model_executor.models.llama",
     "torch._inductor.compile_fx",
     "ray.dashboard.dashboard",
