@@ -23,7 +23,7 @@ from grm_ray.models import backbone
 from grm_ray.runtime import cluster
 from grm_ray.runtime.placement import bundles
 from grm_ray.runtime.weights import Version
-from grm_ray.workers.encoder import Encoder
+from grm_ray.workers.encoder import start_encoder
 from grm_ray.workers.learner import Learner
 from grm_ray.workers.rollout import RolloutWorker
 
@@ -63,7 +63,7 @@ def _measure(
         plain, path, 2, str(logs / "rollout.log")
     )
     some = prompts(config.data.train, Quarantine())[:rows]
-    encoder = Encoder.remote(path, False, str(logs / "encoder.log"))
+    encoder = start_encoder(path, False, str(logs / "encoder.log"))
     table, info = encoder.prompts.remote(some, 128)
     count = len(ray.get(info)["prompt_ids"])
     ray.get([learner.setup.remote((*ray.get(learner.address.remote()), 1)), rollout.start.remote()])

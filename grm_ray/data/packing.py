@@ -1,7 +1,8 @@
 """Which rows go together, and how: packed sequences, micro-batches, work split over ranks.
 
-A packed sequence has no padding and no token twice: answers to one prompt share it. No Ray, no
-DeepSpeed: plain functions over lengths and tokens. No count needs to divide any other.
+A packed sequence has no padding: answers to one prompt share it, and prompts share what all of them
+begin with. No Ray, no DeepSpeed: plain functions over lengths and tokens. No count needs to divide
+any other.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import torch
 # A prompt's tokens and those of its answers, one or more.
 Group = tuple[np.ndarray, Sequence[np.ndarray]]
 
-
-# Tokens. Sharing fewer saves less than the masks cost that attention then needs.
-WORTH_SHARING = 8
+# Prompts share a start of at least so many tokens, and of at least this share of the longest text:
+# a text that does not stand alone needs a mask in attention, which costs more than a short start.
+WORTH_SHARING, WORTH_SHARE = 8, 1 / 8
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,15 @@ class Packed:
     """Groups in one flat sequence of T tokens: prompt, its A answers, the next prompt, ...
 
     What all prompts begin with (a system message, as a rule) is there once, at the start; of the
-    second and later prompts the sequence holds the rest. Positions count within a prompt and its
-    answer, each answer's going on where its prompt ends. Answers are numbered through, over all
-    groups.
+    second and later prompts the sequence, and so their bounds, hold the rest. Positions count
+    within a prompt and its answer, each answer's going on where its prompt ends. Answers are
+    numbered through, over all groups.
     """
 
     input_ids_T: torch.Tensor
     position_ids_T: torch.Tensor
     shared: int  # tokens at the start that belong to every prompt
-    prompts: tuple[tuple[int, int], ...]  # of each answer: its prompt's bounds in the sequence
+    prompts: tuple[tuple[int, int], ...]  # of each answer: its prompt's bounds, see above
     answers: tuple[tuple[int, int], ...]  # of each answer: its own bounds
 
     def to(self, device: torch.device | str) -> Packed:
@@ -74,7 +75,10 @@ class Packed:
 
 
 def group_tokens(group: Group) -> int:
-    """What a group takes in a packed sequence: its prompt once."""
+    """What a group takes in a packed sequence: its prompt once.
+
+    It takes less behind a start that it shares with groups before it.
+    """
     prompt, answers = group
     return len(prompt) + sum(len(answer) for answer in answers)
 
@@ -96,6 +100,9 @@ def pack(groups: Sequence[Group]) -> Packed:
     if not all(len(prompt) and answers and all(map(len, answers)) for prompt, answers in groups):
         raise ValueError("a group needs a prompt and one or more answers, none of them empty")
     shared = _shared_start([prompt for prompt, _ in groups])
+    longest = max(len(prompt) + max(map(len, answers)) for prompt, answers in groups)
+    if shared < max(WORTH_SHARING, WORTH_SHARE * longest):
+        shared = 0
     ids: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     prompts: list[tuple[int, int]] = []
@@ -130,7 +137,7 @@ def _shared_start(prompts: Sequence[np.ndarray]) -> int:
     for prompt in prompts[1:]:
         differs = np.flatnonzero(prompt[:shared] != prompts[0][:shared])
         shared = int(differs[0]) if len(differs) else shared
-    return shared if shared >= WORTH_SHARING else 0
+    return shared
 
 
 def share_prompts(

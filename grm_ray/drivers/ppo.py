@@ -40,7 +40,7 @@ from grm_ray.runtime.snapshot import Snapshots
 from grm_ray.runtime.tracking import Tracker
 from grm_ray.runtime.weights import Version
 from grm_ray.study.intervals import bootstrap_mean, paired_difference
-from grm_ray.workers.encoder import Encoder
+from grm_ray.workers.encoder import start_encoder
 
 # Mean difference of the engine's and the learner's log-prob of a token; rounding in bfloat16 gives
 # a few hundredths.
@@ -149,7 +149,7 @@ class _Driver:
         config = self._config
         self._table.status("starting workers (vLLM takes about a minute)")
         data = config.data
-        encoder = Encoder.remote(
+        encoder = start_encoder(
             path, config.policy.trust_remote_code, str(self._folder / "logs" / "encoder.log")
         )
         tables = [

@@ -66,7 +66,7 @@ class Gathering:
         prompts: reference to the run's `PROMPTS` table.
         rows: (row of `prompts`, uid) of each answer wanted.
         version: the weights that every row must be written by.
-        seed: the run's; each row's own follows from it and the uid.
+        run_seed: each row's own follows from it and the uid.
         evaluate: have the learner evaluate the rows too, to learn from them.
     """
 
@@ -76,10 +76,10 @@ class Gathering:
         prompts: Any,
         rows: list[tuple[int, str]],
         version: Version,
-        seed: int,
+        run_seed: int,
         evaluate: bool,
     ) -> None:
-        self._cast, self._prompts, self._version, self._seed = cast, prompts, version, seed
+        self._cast, self._prompts, self._version, self._seed = cast, prompts, version, run_seed
         self._needs = {GENERATED, SCORED} | ({EVALUATED} if evaluate else set())
         self._row_of = {name: row for row, name in rows}
         self._step = Step(StepLedger(list(self._row_of), frozenset(self._needs)))
@@ -94,6 +94,8 @@ class Gathering:
 
         Raises:
             PoolFailed: no worker answered for `timeout_s`, or they die faster than they serve.
+            RankFailed: a learner rank died.
+            RuntimeError: rows came that other weights than `version` wrote.
         """
         self._request(list(self._row_of))
         step, rollouts, scorers = self._step, self._cast.rollouts, self._cast.scorers

@@ -136,10 +136,10 @@ class _Driver:
         """Tokenise, load the model on every rank, restore a checkpoint."""
         import ray
 
-        from grm_ray.workers.encoder import Encoder
+        from grm_ray.workers.encoder import start_encoder
 
         config, data = self._config, self._config.data
-        encoder = Encoder.remote(
+        encoder = start_encoder(
             self._path,
             config.model.trust_remote_code,
             str(self._folder / "logs" / "encoder.log"),

@@ -13,7 +13,7 @@ from torch import nn
 
 from grm_ray.config.load import ConfigError
 from grm_ray.config.schema import Dtype, Lora, Model
-from grm_ray.data.packing import Packed, pack
+from grm_ray.data.packing import WORTH_SHARING, Packed, pack
 from grm_ray.models.embedded import EMBEDDED_NAME as EMBEDDED
 
 
@@ -118,12 +118,13 @@ def _packs(lm: nn.Module) -> bool:
     A layer that mixes tokens without our attention (a state-space layer, an attention of a model's
     own) would read over the seams of a packed sequence, and nothing else would say so.
     """
-    prompt = np.arange(1, 11)
-    turned = np.concatenate([prompt[:8], prompt[:2]])  # begins as `prompt` does
+    start = np.arange(WORTH_SHARING) % 9 + 1
+    prompt, turned = np.append(start, [2, 3]), np.append(start, [3, 2])
     one, other = np.array([4, 5]), np.array([6, 7, 8])
-    packed = pack([(prompt, [one, other]), (turned, [one])])
+    packed = pack([(prompt, [one, other]), (turned, [one, other])])
+    assert packed.shared, "the check is to cover a shared start too"
     together = hidden_states(lm.eval(), packed)
-    groups = [(prompt, [one]), (prompt, [other]), (turned, [one])]
+    groups = [(which, [answer]) for which in (prompt, turned) for answer in (one, other)]
     for (start, end), group in zip(packed.answers, groups, strict=True):
         alone = hidden_states(lm, pack([group]))[start - end :].float()
         if (together[start:end] - alone).norm() > 0.1 * alone.norm():

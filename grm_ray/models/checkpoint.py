@@ -106,13 +106,20 @@ def _write_causal_lm(lm: nn.Module, tokenizer: Any, folder: Path, card: str) -> 
     base.config.save_pretrained(folder)
     if getattr(base, "generation_config", None) is not None:
         base.generation_config.save_pretrained(folder)
-    # Copies, because ZeRO makes the trained weights views of one flat buffer: such are not saved.
-    weights = {
-        name: weight.to("cpu", copy=True).contiguous() for name, weight in merged_weights(lm)
-    }
+    weights = {name: _of_its_own(weight) for name, weight in merged_weights(lm)}
     save_torch_state_dict(weights, folder, metadata={"format": "pt"})
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _of_its_own(weight: torch.Tensor) -> torch.Tensor:
+    """`weight` on the CPU in memory that holds nothing else.
+
+    ZeRO makes the weights that it trains views of one flat buffer, and such are not saved.
+    """
+    weight = weight.contiguous().cpu()
+    alone = weight.untyped_storage().nbytes() == weight.nbytes
+    return weight if alone else weight.clone()
 
 
 def _fingerprint(folder: Path) -> str:

@@ -109,12 +109,12 @@ def worker_options(group: Any, wanted: Sequence[Bundle], bundle: Bundle, threads
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     environment = {
-        # Several roles share the cores: a thread that spins at a barrier steals another's core.
-        # (With spinning, generation took twice as long beside a learner that evaluates.)
+        # Several roles share the cores: a thread that spins at a barrier steals another's core, and
+        # generation took twice as long beside a learner that evaluates. No spinning at all cost a
+        # lone engine a third: its threads meet some thousand times a decoding step.
         "OMP_NUM_THREADS": str(threads),
-        # None at all costs an engine a third: its threads meet some thousand times a decoding step.
         "OMP_WAIT_POLICY": "PASSIVE",
-        "GOMP_SPINCOUNT": "20000",
+        "GOMP_SPINCOUNT": "20000",  # some 50 microseconds, in place of what PASSIVE stands for
         "KMP_BLOCKTIME": "0",
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

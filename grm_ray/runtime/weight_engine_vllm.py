@@ -65,8 +65,13 @@ def _repack_heads(model: torch.nn.Module) -> None:
     vLLM's CPU kernels multiply by a packed copy, and its reload renews the copies of those layers
     that weights came for: a head tied to the embedding would go on with the embedding of before.
     """
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+    from vllm.model_executor.layers.vocab_parallel_embedding import (
+        ParallelLMHead,
+        UnquantizedEmbeddingMethod,
+    )
 
     for layer in model.modules():
-        if isinstance(layer, ParallelLMHead):
+        if isinstance(layer, ParallelLMHead) and isinstance(
+            layer.quant_method, UnquantizedEmbeddingMethod
+        ):
             layer.quant_method.process_weights_after_loading(layer)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from grm_ray.data.chat import ScoringContract
 from grm_ray.data.encode import encode_pairs, encode_prompts
@@ -15,7 +16,17 @@ from grm_ray.models.backbone import load_tokenizer
 from grm_ray.runtime import logs
 
 
-@ray.remote(num_cpus=0)
+def start_encoder(model: str, trust_remote_code: bool, log: str) -> Any:
+    """An `Encoder` on the driver's own machine.
+
+    Every step reads its tables: they are to live where the run itself lives, not on a machine that
+    the run could otherwise do without.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return Encoder.options(scheduling_strategy=here).remote(model, trust_remote_code, log)
+
+
+@ray.remote(num_cpus=0, max_restarts=3, max_task_retries=3)
 class Encoder:
     """Tokenises one table after another; its process ends when the driver lets go of it."""
 

@@ -63,11 +63,11 @@ class Scorer:
         """`SCORES` of a `ROLLOUTS` batch, in its order."""
         rows = self._sequences(rollouts)
         scores = np.zeros(len(rows), np.float32)
-        shared = share_prompts([p for p, _ in rows], [len(a) for _, a in rows], self._budget)
-        groups = [(rows[numbers[0]][0], [rows[i][1] for i in numbers]) for numbers in shared]
+        numbers = share_prompts([p for p, _ in rows], [len(a) for _, a in rows], self._budget)
+        groups = [(rows[group[0]][0], [rows[i][1] for i in group]) for group in numbers]
         for batch in micro_batches([group_tokens(group) for group in groups], self._budget):
             values, _ = self._model(pack([groups[g] for g in batch]).to(self._device))
-            scores[[i for g in batch for i in shared[g]]] = values.float().numpy(force=True)
+            scores[[i for g in batch for i in numbers[g]]] = values.float().numpy(force=True)
         true = [None] * len(rows)
         if self._true_reward is not None:
             pairs = zip(

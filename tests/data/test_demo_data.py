@@ -124,6 +124,8 @@ def test_prompts_are_distinct_and_the_judge_can_read_them() -> None:
     for made in (demo_prompts(), policy_prompts()):
         assert len({prompt.text for prompt in made}) == len(made)
         assert len({prompt.prompt_id for prompt in made}) == len(made)
+    # What the demo's policy may write, 40 tokens, holds the longest answer that it is asked for.
+    assert max(asked_length(prompt.text) for prompt in policy_prompts()) <= 25
     for prompt in [*demo_prompts(), *policy_prompts()]:
         assert asked_length(prompt.text) is not None
         assert 2 <= len(topic_words(prompt.text)) <= 4, prompt.text

@@ -53,6 +53,9 @@ def test_what_all_prompts_begin_with_is_there_once():
     assert packed.answer_tokens()[1].tolist() == [9, 11, 11]  # each prompt's own last token
     same = pack([(start, [np.array([4])]), (start, [np.array([5])])])
     assert same.shared == 0  # eight tokens, but each prompt keeps a last one of its own
+    far = np.zeros(8 * WORTH_SHARING - len(two) + 1)
+    assert pack([(one, [np.array([4])]), (two, [far])]).shared == 0  # little of so long a text
+    assert pack([(one, [np.array([4])]), (two, [far[1:]])]).shared == WORTH_SHARING
 
 
 @pytest.mark.parametrize("group", [([], [[1]]), ([1], []), ([1], [[1], []])])

@@ -10,7 +10,11 @@ def rm_config(folder, tiny_model, tiny_data, **changes):
     config = {
         "name": "rm",
         "runs": str(folder / "runs"),
-        "model": {"path": str(tiny_model), "lora": {"rank": 4, "dropout": 0.0}},
+        "model": {
+            "path": str(tiny_model),
+            "dtype": "float32",
+            "lora": {"rank": 4, "dropout": 0.0},
+        },
         "data": {"train": {"path": str(tiny_data["pairs"])}, "holdout": 0.25, "max_length": 128},
         "training": {
             "pairs_per_step": 7,
@@ -30,7 +34,11 @@ def ppo_config(folder, tiny_model, tiny_data, reward, **changes):
     config = {
         "name": "ppo",
         "runs": str(folder / "runs"),
-        "policy": {"path": str(tiny_model), "lora": {"rank": 4, "dropout": 0.0}},
+        "policy": {
+            "path": str(tiny_model),
+            "dtype": "float32",  # in bfloat16 engine and learner differ by rounding
+            "lora": {"rank": 4, "dropout": 0.0},
+        },
         "reward": {"path": str(reward), "true_reward": "tests.judges:shorter"},
         "data": {"train": {"path": str(tiny_data["prompts"])}, "max_prompt_length": 64},
         "rollout": {

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from grm_ray.data.packing import pack
 from grm_ray.models.checkpoint import load_reward_model
@@ -24,7 +25,7 @@ def test_the_run_folder_is_complete(reward_model):
 @pytest.mark.slow
 def test_all_weights_train_too(tmp_path, tiny_model, tiny_data):
     """Both jobs without LoRA: every weight moves, is sent, and engine and learner agree."""
-    model = {"path": str(tiny_model), "lora": None}
+    model = {"path": str(tiny_model), "dtype": "float32", "lora": None}
     path = rm_config(tmp_path, tiny_model, tiny_data, model=model)
     trained = job("grm_ray.rm", "--config", str(path), cwd=tmp_path)
     output = finish(trained)
@@ -34,9 +35,12 @@ def test_all_weights_train_too(tmp_path, tiny_model, tiny_data):
     path = ppo_config(
         tmp_path, tiny_model, tiny_data, tmp_path / "runs" / "rm" / "model", policy=model
     )
-    output = finish(job("grm_ray.ppo", "--config", str(path), cwd=tmp_path))
+    trained = job("grm_ray.ppo", "--config", str(path), cwd=tmp_path)
+    output = finish(trained)
+    assert trained.returncode == 0, output
     metrics = rows(tmp_path / "runs" / "ppo" / "metrics.jsonl")
     assert len(metrics) == 5, output
+    AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "ppo" / "model")
     assert all(m["engine_gap"] < 1e-4 for m in metrics if m["step"])
 
 
@@ -53,8 +57,6 @@ def test_the_saved_model_scores_and_still_speaks(reward_model):
     together, _ = model(pack([(prompt, [long, short])]))
     alone, _ = model(pack([(prompt, [short])]))
     assert abs(float(together[1] - alone[0])) < 1e-5
-    from transformers import AutoModelForCausalLM
-
     AutoModelForCausalLM.from_pretrained(folder / "model").generate(
         torch.tensor([[5, 6, 7]]), max_new_tokens=3
     )
