@@ -30,7 +30,7 @@ from grm_ray.workers.rollout import RolloutWorker
 
 def measure(model: str, data: str, tokens: int, updates: int) -> dict[str, float]:
     """Seconds an update and mean |log-prob gap| a token, before and after the first update."""
-    rows = max(1, tokens // 28)  # some answers end before their 32 tokens
+    rows = max(1, tokens // 24)  # some answers end before their 32 tokens
     config = PpoJob.model_validate(
         {
             "name": "weight_sync",

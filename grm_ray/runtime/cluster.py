@@ -116,6 +116,9 @@ def worker_options(group: Any, wanted: Sequence[Bundle], bundle: Bundle, threads
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": "20000",  # some 50 microseconds, in place of what PASSIVE stands for
         "KMP_BLOCKTIME": "0",
+        # Large tensors in huge pages, where the kernel has them on request: an engine takes its
+        # first new weights (425 MB) in 0.9 s instead of 2.0 s, later ones 0.1 s faster.
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         # Engines end by themselves (`runtime.scratch`); killed, they would leave shared memory.

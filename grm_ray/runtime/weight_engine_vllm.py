@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,10 +38,19 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemory
     def start_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
+        self._rows: set[int] = set()
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
-        self.model.load_weights(read(WeightUpdate.from_dict(update_info.update)))
+        self.model.load_weights(self._noted(read(WeightUpdate.from_dict(update_info.update))))
+
+    def _noted(
+        self, weights: Iterator[tuple[str, torch.Tensor]]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """`weights` as they come; remembers how many rows each has."""
+        for name, weight in weights:
+            self._rows.update(weight.shape[:1])
+            yield name, weight
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         # The base class synchronises an accelerator, which a CPU engine does not have.
@@ -53,14 +63,17 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemory
 
         finalize_layerwise_reload(self.model, self.model_config)
         if not torch.cuda.is_available():
-            _repack_heads(self.model)
+            _repack_heads(self.model, self._rows)
 
     def shutdown(self) -> None:
         pass
 
 
-def _repack_heads(model: torch.nn.Module) -> None:
+def _repack_heads(model: torch.nn.Module, rows: set[int]) -> None:
     """Have every language head multiply by the weights that it holds now.
+
+    Args:
+        rows: of the weights that came. Where none has a row a word, no head has changed.
 
     vLLM's CPU kernels multiply by a packed copy, and its reload renews the copies of those layers
     that weights came for: a head tied to the embedding would go on with the embedding of before.
@@ -71,7 +84,9 @@ def _repack_heads(model: torch.nn.Module) -> None:
     )
 
     for layer in model.modules():
-        if isinstance(layer, ParallelLMHead) and isinstance(
-            layer.quant_method, UnquantizedEmbeddingMethod
+        if (
+            isinstance(layer, ParallelLMHead)
+            and isinstance(layer.quant_method, UnquantizedEmbeddingMethod)
+            and layer.org_vocab_size in rows
         ):
             layer.quant_method.process_weights_after_loading(layer)
