@@ -123,7 +123,7 @@ def started_by(process: subprocess.Popen) -> list[psutil.Process]:
     return found
 
 
-def finish(process: subprocess.Popen, timeout: float = 280) -> str:
+def finish(process: subprocess.Popen, timeout: float = 600) -> str:
     """Output of a job, which must end by itself and leave no process behind."""
     try:
         output, _ = process.communicate(timeout=timeout)

@@ -17,7 +17,7 @@ def start(path, folder, *flags):
     return job("grm_ray.ppo", "--config", str(path), *flags, cwd=folder)
 
 
-def wait_for(condition, process, seconds=200):
+def wait_for(condition, process, seconds=400):
     """Poll `condition` until it holds; the job must not end before."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -52,7 +52,7 @@ def check_ledger(run, steps, per_step):
     return [uid for entry in entries for uid in entry["uids"]]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_a_killed_run_resumes_with_nothing_repeated_or_skipped(
     tmp_path, tiny_model, tiny_data, reward_model
 ):
@@ -75,7 +75,7 @@ def test_a_killed_run_resumes_with_nothing_repeated_or_skipped(
     assert len(workers) == 6  # two learners, two scorers, a rollout worker and its engine
     process.kill()
     process.communicate()
-    _, alive = psutil.wait_procs(workers, timeout=20)
+    _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive, [p.cmdline() for p in alive]
 
     # Another reward model's checkpoint, and another config, are refused before any worker starts.
@@ -87,7 +87,7 @@ def test_a_killed_run_resumes_with_nothing_repeated_or_skipped(
     process = start(path, tmp_path, "--resume")
     wait_for(lambda: len(rows_or_none(run / "ledger.jsonl")) >= saved["step"] + 3, process)
     process.send_signal(signal.SIGINT)
-    output = finish(process, timeout=60)
+    output = finish(process)
     assert process.returncode == 1 and "interrupted; go on with --resume" in output
     # The learner verified these hashes of the dead process against what it restored.
     assert f"resumed after step {saved['step']}, weights 1.{saved['step']}" in output
@@ -111,7 +111,7 @@ def rows_or_none(path):
         return []
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_killed_workers_are_replaced_within_the_step(tmp_path, tiny_model, tiny_data, reward_model):
     path = ppo_config(
         tmp_path,
@@ -136,7 +136,7 @@ def test_killed_workers_are_replaced_within_the_step(tmp_path, tiny_model, tiny_
     # An engine that dies under a living actor counts as a dead worker too.
     wait_for(lambda: len(rows_or_none(run / "ledger.jsonl")) >= 3, process)
     os.kill(descendants(process, "VLLM::EngineCore")[0].pid, signal.SIGKILL)
-    output = finish(process, timeout=280)
+    output = finish(process, timeout=700)
     assert process.returncode == 0, output
     check_ledger(run, 12, 32)
     metrics = rows(run / "metrics.jsonl")
