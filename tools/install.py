@@ -11,7 +11,8 @@ Needs nothing but Python's standard library. What it does beyond `pip install -e
 4. The parts that break on a wrong mixture of builds are imported once, so that a bad environment
    is found here and not in a worker process. That import also leaves compiled bytecode behind,
    without which every process of a job would start 20 s later; compiling all 28,000 files, most of
-   which nothing here reads, would take three times as long.
+   which nothing here reads, would take three times as long. Then DeepSpeed's operators are compiled
+   and the embedded model is unpacked, which the first job would else do.
 """
 
 from __future__ import annotations

