@@ -162,9 +162,10 @@ def time_section(run: Run) -> str:
     svg = stacked_bars("Seconds by phase", names, steps, rows, colors)
     totals = [sum(column) for column in columns]
     total = sum(totals) or 1.0
+    timed = sum(any(row) for row in rows) or 1  # the evaluation before the first step is not
     body = "".join(
         f'<tr class="c{color}"><td><i class="key"></i>{name}</td><td>{duration(seconds)}</td>'
-        f'<td class="spare">{pretty(seconds / len(rows))} s</td>'
+        f'<td class="spare">{pretty(seconds / timed)} s</td>'
         f"<td>{100 * seconds / total:.0f}\u00a0%</td>"
         f'<td class="share"><i style="width:{100 * seconds / max(totals):.1f}%"></i></td></tr>'
         for name, color, seconds in zip(names, colors, totals, strict=True)
