@@ -118,8 +118,8 @@ def _packs(lm: nn.Module) -> bool:
     A layer that mixes tokens without our attention (a state-space layer, an attention of a model's
     own) would read over the seams of a packed sequence, and nothing else would say so.
     """
-    start = np.arange(WORTH_SHARING) % 9 + 1
-    prompt, turned = np.append(start, [2, 3]), np.append(start, [3, 2])
+    shared = np.arange(WORTH_SHARING) % 9 + 1
+    prompt, turned = np.append(shared, [2, 3]), np.append(shared, [3, 2])
     one, other = np.array([4, 5]), np.array([6, 7, 8])
     packed = pack([(prompt, [one, other]), (turned, [one, other])])
     assert packed.shared, "the check is to cover a shared start too"
