@@ -7,19 +7,32 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from grm_ray.config.load import ConfigError
 
 REGISTRY: dict[str, dict[str, str]] = {
-    # (chosen_B, rejected_B) -> loss_B
+    # Called with the keywords that `wants` finds. Any of chosen_B, rejected_B, margin_B,
+    # smoothing_B -> loss_B; of graded attributes: predicted_BA, labels_BA -> squared_B, counted_B
     "preference loss": {
         "bradley_terry": "grm_ray.objectives.preference:bradley_terry",
+        "margin": "grm_ray.objectives.preference:margin",
+        "scaled": "grm_ray.objectives.preference:scaled",
+        "regression": "grm_ray.objectives.preference:regression",
     },
-    # (chosen_logp_B, beta) -> loss_B
+    # Likewise: any of chosen_logp_B, rejected_logp_B, chosen_ref_logp_B, rejected_ref_logp_B,
+    # chosen_tokens_B, rejected_tokens_B, beta -> loss_B
     "regularizer": {
         "sft": "grm_ray.objectives.regularizers:sft",
+        "nll": "grm_ray.objectives.regularizers:nll",
+        "dpo": "grm_ray.objectives.regularizers:dpo",
+        "dpo_noref": "grm_ray.objectives.regularizers:dpo_noref",
+        "sft_per_token": "grm_ray.objectives.regularizers:sft_per_token",
+        "nll_per_token": "grm_ray.objectives.regularizers:nll_per_token",
+        "dpo_per_token": "grm_ray.objectives.regularizers:dpo_per_token",
+        "dpo_noref_per_token": "grm_ray.objectives.regularizers:dpo_noref_per_token",
     },
     # (prompt text, response text) -> float
     "true reward": {
@@ -54,6 +67,17 @@ def resolve(kind: str, name: str) -> Callable[..., Any]:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{kind} '{name}': cannot import {module}:{function} ({error})") from None
+
+
+def wants(function: Callable[..., Any], optional: bool = True) -> frozenset[str]:
+    """Names of the parameters that `function` takes by keyword; `optional`: those too."""
+    by_keyword = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+    parameters = inspect.signature(function).parameters.values()
+    return frozenset(
+        p.name
+        for p in parameters
+        if p.kind in by_keyword and (optional or p.default is inspect.Parameter.empty)
+    )
 
 
 def _is_own(name: str) -> bool:

@@ -1,9 +1,16 @@
 """Text-generation losses that keep a reward model's hidden states general (GRM).
 
 Yang et al. 2024, "Regularizing Hidden States Enables Learning Generalizable Reward Model for
-LLMs", section 3. One function a regulariser, all called as `f(chosen_logp_B, beta=..., **more)`:
-one that compares with the rejected answer or a reference model takes those log-probs as keywords
-(`rejected_logp_B`, `chosen_ref_logp_B`, `rejected_ref_logp_B`).
+LLMs", section 3. A regulariser names what it needs by its parameters, and is called with keywords:
+
+    chosen_logp_B, rejected_logp_B: summed log-probs of the answers' tokens (no prompt), in nats.
+    chosen_ref_logp_B, rejected_ref_logp_B: the same under a frozen reference; no gradient.
+    chosen_tokens_B, rejected_tokens_B: how many tokens those sums have, 1 or more.
+    beta: inverse temperature of the implied policy (paper: 0.1).
+
+All give `(B,)` fp32, in nats, not reduced. The `_per_token` forms are ours and not the paper's:
+they divide each sum by its tokens, so that long answers do not outweigh short ones. A mean is
+smaller than a sum by the answer's length: alpha (and beta) must be tuned anew.
 """
 
 from __future__ import annotations
@@ -11,21 +18,106 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from grm_ray.objectives.preference import bradley_terry, upcast
+
 
 def sft(chosen_logp_B: torch.Tensor, beta: float) -> torch.Tensor:
     """GRM's SFT form: `-log sigma(beta * s)`, with s the *sum* of the answer's log-probs.
 
     Almost linear for real answers (`-beta * s`), so it grows with length: its gradient on s lies
     between `-beta / 2` and `-beta`. That is why alpha is small (0.01).
-
-    Args:
-        chosen_logp_B: summed log-probs of the chosen answers' tokens (no prompt), in nats.
-        beta: inverse temperature of the implied policy (paper: 0.1).
-
-    Returns:
-        `(B,)` fp32, in nats, not reduced.
     """
-    return F.softplus(-beta * chosen_logp_B.float())
+    return F.softplus(-beta * upcast(chosen_logp_B))
+
+
+def nll(chosen_logp_B: torch.Tensor) -> torch.Tensor:
+    """GRM's SFT form without the log-sigmoid: `-s`, the chosen answer's cross-entropy, summed."""
+    return -upcast(chosen_logp_B)
+
+
+def dpo_noref(
+    chosen_logp_B: torch.Tensor, rejected_logp_B: torch.Tensor, beta: float
+) -> torch.Tensor:
+    """GRM's DPO form without a reference: `-log sigma(beta * (s_chosen - s_rejected))`."""
+    return bradley_terry(beta * upcast(chosen_logp_B), beta * upcast(rejected_logp_B))
+
+
+def dpo(
+    chosen_logp_B: torch.Tensor,
+    rejected_logp_B: torch.Tensor,
+    chosen_ref_logp_B: torch.Tensor,
+    rejected_ref_logp_B: torch.Tensor,
+    beta: float,
+) -> torch.Tensor:
+    """GRM's DPO form: `dpo_noref` on log-ratios to the reference, `s - s_ref`.
+
+    Rafailov et al. 2023, equation 7. It starts at log 2, where the policy still is the reference.
+    """
+    return dpo_noref(
+        upcast(chosen_logp_B) - upcast(chosen_ref_logp_B),
+        upcast(rejected_logp_B) - upcast(rejected_ref_logp_B),
+        beta,
+    )
+
+
+def sft_per_token(
+    chosen_logp_B: torch.Tensor, chosen_tokens_B: torch.Tensor, beta: float
+) -> torch.Tensor:
+    """Ours, not the paper's: `sft` of the mean log-prob a token.
+
+    Raises:
+        ValueError: an answer without tokens.
+    """
+    return sft(_mean(chosen_logp_B, chosen_tokens_B), beta)
+
+
+def nll_per_token(chosen_logp_B: torch.Tensor, chosen_tokens_B: torch.Tensor) -> torch.Tensor:
+    """Ours, not the paper's: `nll` of the mean log-prob a token.
+
+    Raises:
+        ValueError: an answer without tokens.
+    """
+    return nll(_mean(chosen_logp_B, chosen_tokens_B))
+
+
+def dpo_noref_per_token(
+    chosen_logp_B: torch.Tensor,
+    rejected_logp_B: torch.Tensor,
+    chosen_tokens_B: torch.Tensor,
+    rejected_tokens_B: torch.Tensor,
+    beta: float,
+) -> torch.Tensor:
+    """Ours, not the paper's: `dpo_noref` of the mean log-probs a token.
+
+    Raises:
+        ValueError: an answer without tokens.
+    """
+    return dpo_noref(
+        _mean(chosen_logp_B, chosen_tokens_B), _mean(rejected_logp_B, rejected_tokens_B), beta
+    )
+
+
+def dpo_per_token(
+    chosen_logp_B: torch.Tensor,
+    rejected_logp_B: torch.Tensor,
+    chosen_ref_logp_B: torch.Tensor,
+    rejected_ref_logp_B: torch.Tensor,
+    chosen_tokens_B: torch.Tensor,
+    rejected_tokens_B: torch.Tensor,
+    beta: float,
+) -> torch.Tensor:
+    """Ours, not the paper's: `dpo` of the mean log-probs a token.
+
+    Raises:
+        ValueError: an answer without tokens.
+    """
+    return dpo(
+        _mean(chosen_logp_B, chosen_tokens_B),
+        _mean(rejected_logp_B, rejected_tokens_B),
+        _mean(chosen_ref_logp_B, chosen_tokens_B),
+        _mean(rejected_ref_logp_B, rejected_tokens_B),
+        beta,
+    )
 
 
 def grm_loss(
@@ -49,3 +141,11 @@ def grm_loss(
     if regularizer_B is None:
         raise ValueError(f"alpha {alpha} needs a regularizer; without one, alpha must be 0")
     return (1.0 - alpha) * preference_B + alpha * regularizer_B
+
+
+def _mean(logp_B: torch.Tensor, tokens_B: torch.Tensor) -> torch.Tensor:
+    if bool((tokens_B < 1).any()):
+        row = int((tokens_B < 1).nonzero()[0])
+        raise ValueError(f"row {row} has an answer without tokens: no mean of its log-probs")
+    logp_B = upcast(logp_B)
+    return logp_B / tokens_B.to(logp_B)
