@@ -5,7 +5,7 @@ Sizes are in tokens unless a name says otherwise; rates are per optimizer step; 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -13,6 +13,7 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 # Ray counts CPUs in ten-thousandths; a worker with no CPU at all could be packed without limit.
 Cpus = Annotated[float, Field(gt=0)]
 # "auto": bfloat16 where the hardware multiplies it (GPUs, CPUs with AVX-512), float32 elsewhere;
@@ -43,7 +44,23 @@ class Head(Section):
 
     kind: Literal["linear", "mlp"] = "linear"
     hidden: Positive = 1024
+    # Of a linear head: transformers' sequence classification has none. An MLP has its biases.
+    bias: bool = False
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # Several outputs, one an attribute (HelpSteer2): the names of the label columns, and what each
+    # adds to the one score that pairs are compared by. None: one output, which is the score.
+    attributes: list[str] = []
+    weights: list[float] = []
+
+    @model_validator(mode="after")
+    def _one_weight_an_attribute(self) -> Head:
+        if len(set(self.attributes)) != len(self.attributes):
+            raise ValueError("attributes: each name once")
+        if len(self.weights) != len(self.attributes):
+            raise ValueError(
+                f"weights: {len(self.weights)} for {len(self.attributes)} attributes; give one each"
+            )
+        return self
 
 
 class Model(Section):
@@ -52,23 +69,80 @@ class Model(Section):
     path: str
     dtype: Dtype = "auto"
     lora: Lora | None = None
+    # Only the head learns, on the hidden states of the model as it is.
+    frozen: bool = False
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _frozen_has_nothing_to_adapt(self) -> Model:
+        if self.frozen and (self.lora is not None or self.gradient_checkpointing):
+            raise ValueError("frozen: true leaves nothing for lora or gradient_checkpointing")
+        return self
+
+
+Format = Literal[
+    "trl",
+    "columns",
+    "unified_feedback",
+    "preference_700k",
+    "helpsteer2",
+    "helpsteer2_preference",
+    "hh_rlhf",
+    "hhh_alignment",
+    "mt_bench_human",
+    "mt_bench_human_authors",
+    "reward_bench",
+    "reward_bench_2",
+    "rm_bench",
+    "reward_math",
+]
 
 
 class Source(Section):
     """Rows to read. `path`: a .jsonl(.gz)/.parquet/.arrow file, a hub data set, or `demo`.
 
-    `format`: `trl` (columns `chosen` and `rejected`, `prompt` explicit or implicit), or a data set
-    with columns of its own (`data.adapters`).
+    `format`: `trl` (columns `chosen` and `rejected`, `prompt` explicit or implicit), `columns` (the
+    same under other names, given in `columns`), or a data set with columns of its own
+    (`data.adapters`).
     """
 
     path: str
-    format: Literal["trl", "unified_feedback"] = "trl"
+    format: Format = "trl"
+    # Format `columns`: our name -> the file's, for prompt, chosen, rejected, and where there are
+    # such columns margin, label_smoothing, subset.
+    columns: dict[
+        Literal["prompt", "chosen", "rejected", "margin", "label_smoothing", "subset"], str
+    ] = {}
     split: str = "train"
     subset: str | None = None
+    # Only the rows whose columns have these values.
+    where: dict[str, str | bool | int | float] = {}
+    # Of prompt and longest answer together; what is longer does not count towards `limit`.
+    max_characters: Positive | None = None
     limit: Positive | None = None
+    # At most so many pairs of one prompt; which ones, the seed says.
+    pairs_per_prompt: Positive | None = None
     shuffle: bool = True
+
+    @model_validator(mode="after")
+    def _columns_have_their_format(self) -> Source:
+        if (self.format == "columns") != bool(self.columns):
+            raise ValueError("format: columns and the key columns come together")
+        if self.format == "columns" and not {"chosen", "rejected"} <= set(self.columns):
+            raise ValueError("columns: needs at least chosen and rejected")
+        return self
+
+
+class PairSource(Source):
+    """Training pairs: a source in a mixture.
+
+    `weight`: how often an epoch sees each row; 0.5 is another half every epoch, 2 is twice.
+    `flip`: share of pairs whose two answers change places (label noise, for experiments).
+    """
+
+    weight: Rate = 1.0
+    flip: Fraction = 0.0
 
 
 class Workers(Section):
@@ -90,8 +164,17 @@ class Optimizer(Section):
     warmup_ratio: Fraction = 0.03
     minimum_ratio: Fraction = 0.0
     max_grad_norm: Rate = 1.0
-    zero_stage: Literal[0, 1, 2] = 2
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    # What ZeRO keeps in the host's memory; "all" (weights too) needs stage 3.
+    offload: Literal["none", "optimizer", "all"] = "none"
     tokens_per_micro_batch: Positive = 2048
+
+    @model_validator(mode="after")
+    def _offload_has_its_stage(self) -> Optimizer:
+        least = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        if self.zero_stage < least:
+            raise ValueError(f"offload: {self.offload} needs zero_stage {least} or more")
+        return self
 
 
 class Checkpoint(Section):
@@ -102,7 +185,7 @@ class Checkpoint(Section):
 
 
 class Job(Section):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Name
     runs: str = "runs"
     seed: NonNegative = 0
     # Seconds without any sign of life from a worker that is waited for; then the run gives up.
@@ -114,9 +197,18 @@ class Job(Section):
 
 
 class PreferenceLoss(Section):
-    """(1 - alpha) * preference + alpha * regularizer (GRM, Yang et al. 2024, section 3)."""
+    """(1 - alpha) * preference + alpha * regularizer (GRM, Yang et al. 2024, section 3).
+
+    `centering` * (chosen + rejected)^2 and `score_l2` * (chosen^2 + rejected^2) are added to the
+    preference loss. `normalize_by: margins` divides by the sum of the margins in place of the
+    number of pairs (a scaled loss then keeps the learning rate's meaning).
+    """
 
     preference: str = "bradley_terry"
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    centering: Annotated[float, Field(ge=0)] = 0.0
+    score_l2: Annotated[float, Field(ge=0)] = 0.0
+    normalize_by: Literal["pairs", "margins"] = "pairs"
     regularizer: str | None = "sft"
     alpha: Fraction = 0.01
     beta: Rate = 0.1
@@ -129,12 +221,27 @@ class PreferenceLoss(Section):
 
 
 class PairData(Section):
-    train: Source
-    eval: Source | None = None
-    # Used when `eval` is null: this share of the training prompts is held out.
+    """`train`: one source or a list (a mixture). `eval`: one source, or several by name."""
+
+    train: Annotated[list[PairSource], Field(min_length=1)]
+    eval: dict[Name, Source] = {}
+    # Used when `eval` is empty: this share of the training prompts is held out.
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     max_length: Positive = 512
     truncation: Literal["left", "right", "drop"] = "left"
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _one_source_is_a_list(cls, train: Any) -> Any:
+        return [train] if isinstance(train, dict | Source) else train
+
+    @field_validator("eval", mode="before")
+    @classmethod
+    def _one_source_has_a_name(cls, given: Any) -> Any:
+        if given is None:
+            return {}
+        alone = isinstance(given, Source) or (isinstance(given, dict) and "path" in given)
+        return {"held_out": given} if alone else given
 
 
 class RewardTraining(Section):
@@ -150,7 +257,11 @@ class TrainerWorkers(Workers):
 
 
 class RewardCheckpoint(Checkpoint):
+    """`best_by`: the saved model is the one with the highest accuracy on this evaluation set
+    (`held_out` where the set has no name); null: the last one."""
+
     every: NonNegative = 0
+    best_by: str | None = None
 
 
 class RewardModelJob(Job):
@@ -162,6 +273,36 @@ class RewardModelJob(Job):
     training: RewardTraining = RewardTraining()
     workers: TrainerWorkers = TrainerWorkers()
     checkpoint: RewardCheckpoint = RewardCheckpoint()
+
+    @model_validator(mode="after")
+    def _best_by_a_set_that_is_there(self) -> RewardModelJob:
+        sets = list(self.data.eval) or ["held_out"]
+        best = self.checkpoint.best_by
+        if best is not None and best not in sets:
+            raise ValueError(f"checkpoint.best_by: no evaluation set '{best}'; there is {sets}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_frozen_backbone_is_not_regularized(self) -> RewardModelJob:
+        if self.model.frozen and self.loss.alpha:
+            raise ValueError("model.frozen: true needs loss.alpha: 0: no hidden state moves")
+        if self.model.frozen and self.training.optimizer.zero_stage == 3:
+            raise ValueError("model.frozen: true needs training.optimizer.zero_stage: 2 or less")
+        return self
+
+    @model_validator(mode="after")
+    def _attributes_are_regressed(self) -> RewardModelJob:
+        loss, regression = self.loss, self.loss.preference == "regression"
+        if regression != bool(self.head.attributes):
+            raise ValueError("loss.preference: regression and head.attributes come together")
+        if regression and (loss.alpha or loss.centering or loss.score_l2 or loss.label_smoothing):
+            raise ValueError(
+                "loss.preference: regression is on single answers: set alpha, centering, score_l2 "
+                "and label_smoothing to 0"
+            )
+        if regression and not self.data.eval:
+            raise ValueError("data.eval: regression needs evaluation pairs of its own")
+        return self
 
 
 # ------------------------------------------------------------------------- PPO
@@ -280,6 +421,21 @@ class PpoJob(Job):
     evaluation: Evaluation = Evaluation()
     workers: PpoWorkers = PpoWorkers()
     checkpoint: Checkpoint = Checkpoint()
+
+    @model_validator(mode="after")
+    def _a_policy_learns_and_a_critic_has_one_value(self) -> PpoJob:
+        if self.policy.frozen:
+            raise ValueError("policy.frozen: true would learn nothing")
+        if self.value_head.attributes:
+            raise ValueError("value_head.attributes: a critic has one value")
+        return self
+
+    @field_validator("ppo")
+    @classmethod
+    def _the_learner_holds_whole_weights(cls, ppo: Ppo) -> Ppo:
+        if ppo.optimizer.zero_stage == 3:
+            raise ValueError("ppo.optimizer.zero_stage: 3 is not supported here yet; use 2")
+        return ppo
 
     @model_validator(mode="after")
     def _a_step_feeds_every_minibatch(self) -> PpoJob:

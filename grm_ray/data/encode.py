@@ -6,58 +6,122 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import jinja2
 import pyarrow as pa
 
-from grm_ray.data.chat import ScoringContract, answer_tokens, prompt_tokens
-from grm_ray.data.sources import Pair, Prompt
-from grm_ray.data.tables import PAIRS, PROMPTS
+from grm_ray.data.chat import Message, ScoringContract, prompt_tokens
+from grm_ray.data.records import Answer, Pair, Prompt, Rated, Turns
+from grm_ray.data.tables import PAIRS, PROMPTS, RATED
+
+TOO_LONG = "longer than data.max_length"
 
 
 def encode_pairs(
-    pairs: Sequence[Pair], tokenizer: Any, contract: ScoringContract
+    pairs: Sequence[Pair], tokenizer: Any, contract: ScoringContract, first: int = 0
 ) -> tuple[pa.Table, list[tuple[str, str]], int]:
     """`PAIRS`, (uid, reason) of every pair left out, and how many were cut to fit.
 
-    A pair whose answers become identical by truncation teaches nothing and is left out.
+    A pair whose answers become identical by truncation teaches nothing and is left out, and so is
+    one whose conversation the chat template refuses. A uid is `prompt id:number`.
+
+    Args:
+        first: number of the first pair; with it tables of several chunks share no uid.
     """
     rows: dict[str, list[Any]] = {name: [] for name in PAIRS.names}
     left_out: list[tuple[str, str]] = []
     truncated = 0
-    for number, pair in enumerate(pairs):
+    for number, pair in enumerate(pairs, start=first):
         uid = f"{pair.prompt_id}:{number}"
-        prompt = prompt_tokens(tokenizer, [{"role": r, "content": c} for r, c in pair.prompt])
-        sides = [
-            contract.close(answer_tokens(tokenizer, text)) for text in (pair.chosen, pair.rejected)
-        ]
-        fitted = _fit_together(contract, prompt, sides)
-        if fitted is None:
-            left_out.append((uid, "longer than data.max_length"))
+        try:
+            prompt, sides = conversation_tokens(
+                tokenizer, contract, pair.prompt, (pair.chosen, pair.rejected)
+            )
+        except jinja2.TemplateError as error:
+            left_out.append((uid, _refused(error)))
             continue
-        cut_prompt, chosen, rejected = fitted
+        fitted = fit_together(contract, prompt, sides)
+        if fitted is None:
+            left_out.append((uid, TOO_LONG))
+            continue
+        cut_prompt, (chosen, rejected) = fitted
         if chosen == rejected:
             left_out.append((uid, "identical after truncation"))
             continue
-        truncated += int((cut_prompt, chosen, rejected) != (prompt, *sides))
+        truncated += int((cut_prompt, [chosen, rejected]) != (prompt, sides))
         rows["uid"].append(uid)
         rows["prompt_tokens"].append(cut_prompt)
         rows["chosen_tokens"].append(chosen)
         rows["rejected_tokens"].append(rejected)
+        rows["margin"].append(pair.margin)
+        rows["smoothing"].append(pair.smoothing)
     return pa.table(rows, schema=PAIRS), left_out, truncated
 
 
-def _fit_together(
-    contract: ScoringContract, prompt: list[int], sides: list[list[int]]
-) -> tuple[list[int], list[int], list[int]] | None:
-    """Cut both answers' sequences, keeping one common prompt."""
-    longest = max(sides, key=len)
-    fitted = contract.fit(prompt, longest)
+def encode_rated(
+    answers: Sequence[Rated], tokenizer: Any, contract: ScoringContract, first: int = 0
+) -> tuple[pa.Table, list[tuple[str, str]], int]:
+    """`RATED`, (uid, reason) of every answer left out, and how many were cut to fit.
+
+    What was not graded is NaN. Uids are those of `encode_pairs`.
+    """
+    rows: dict[str, list[Any]] = {name: [] for name in RATED.names}
+    left_out: list[tuple[str, str]] = []
+    truncated = 0
+    for number, rated in enumerate(answers, start=first):
+        uid = f"{rated.prompt_id}:{number}"
+        try:
+            prompt, sides = conversation_tokens(tokenizer, contract, rated.prompt, (rated.answer,))
+        except jinja2.TemplateError as error:
+            left_out.append((uid, _refused(error)))
+            continue
+        fitted = fit_together(contract, prompt, sides)
+        if fitted is None:
+            left_out.append((uid, TOO_LONG))
+            continue
+        truncated += int(fitted != (prompt, sides))
+        rows["uid"].append(uid)
+        rows["prompt_tokens"].append(fitted[0])
+        rows["answer_tokens"].append(fitted[1][0])
+        rows["labels"].append([float("nan") if x is None else x for x in rated.labels])
+    return pa.table(rows, schema=RATED), left_out, truncated
+
+
+def conversation_tokens(
+    tokenizer: Any, contract: ScoringContract, prompt: Turns, answers: Sequence[Answer]
+) -> tuple[list[int], list[list[int]]]:
+    """Ids of the prompt and of each answer, closed and uncut: `ScoringContract.tokens`.
+
+    An answer of several turns is read as the conversation that it is: the prompt's ids followed by
+    the answer's are those of its last turn after all the others.
+
+    Raises:
+        jinja2.TemplateError: the chat template takes no such conversation.
+    """
+    messages = _messages(prompt)
+    if all(isinstance(answer, str) for answer in answers):
+        return contract.tokens(tokenizer, messages, [str(answer) for answer in answers])
+    turns = [(("assistant", a),) if isinstance(a, str) else a for a in answers]
+    shared, _ = contract.tokens(tokenizer, messages, [answer[0][1] for answer in turns])
+    wholes = []
+    for answer in turns:
+        before = messages + _messages(answer[:-1])
+        opened, (last,) = contract.tokens(tokenizer, before, [answer[-1][1]])
+        wholes.append(opened + last)
+    # A template may write an earlier turn otherwise than the last one: common is what is common.
+    common = min(_common(shared, whole[:-1]) for whole in wholes)
+    return shared[:common], [whole[common:] for whole in wholes]
+
+
+def fit_together(
+    contract: ScoringContract, prompt: list[int], answers: Sequence[list[int]]
+) -> tuple[list[int], list[list[int]]] | None:
+    """The answers' sequences cut to fit with one common prompt; None: they are to be dropped."""
+    fitted = contract.fit(prompt, max(answers, key=len))
     if fitted is None:
         return None
-    prompt = fitted[0]
-    cut = [contract.fit(prompt, side) for side in sides]
-    if cut[0] is None or cut[1] is None:
-        return None
-    return prompt, cut[0][1], cut[1][1]
+    cut = [contract.fit(fitted[0], answer) for answer in answers]
+    whole = [side[1] for side in cut if side is not None]
+    return (fitted[0], whole) if len(whole) == len(answers) else None
 
 
 def encode_prompts(
@@ -67,7 +131,7 @@ def encode_prompts(
     rows: dict[str, list[Any]] = {name: [] for name in PROMPTS.names}
     too_long: list[str] = []
     for prompt in prompts:
-        messages = [{"role": r, "content": c} for r, c in prompt.messages]
+        messages = _messages(prompt.messages)
         tokens = prompt_tokens(tokenizer, messages)
         if len(tokens) > max_length:
             too_long.append(prompt.prompt_id)
@@ -77,3 +141,17 @@ def encode_prompts(
         rows["messages"].append(json.dumps(messages, ensure_ascii=False))
         rows["prompt_tokens"].append(tokens)
     return pa.table(rows, schema=PROMPTS), too_long
+
+
+def _messages(turns: Turns) -> list[Message]:
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _refused(error: Exception) -> str:
+    return f"refused by the chat template: {error}"

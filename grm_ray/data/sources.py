@@ -1,31 +1,25 @@
-"""Reading preference pairs and prompts: local files, hub data sets, the embedded demo.
+"""Reading preference pairs, contests, graded answers and prompts: one at a time, none kept.
 
 Formats are TRL's, standard (strings) or conversational (lists of messages), with the prompt
-explicit or contained in both answers. A row that cannot be used is quarantined with its file,
-line and reason; a file that cannot be used is a `ConfigError`.
+explicit or contained in both answers, and the data sets of `adapters`. A row that cannot be used is
+quarantined with its file, line and reason; a file that cannot be used is a `ConfigError`.
 """
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from grm_ray.config.load import ConfigError
 from grm_ray.config.schema import Source
-from grm_ray.data.adapters import ADAPTERS, Adapter, Unusable, prompt_of
-from grm_ray.data.chat import Message
-
-DEMO = Path(__file__).parent / "demo"
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".arrow")
-
-
-class BadRow(ValueError):
-    """One row cannot be used; the run goes on without it."""
+from grm_ray.data import files, parse, selection
+from grm_ray.data.adapters import Adapter, adapter_of
+from grm_ray.data.curate import flipped
+from grm_ray.data.files import BadRow
+from grm_ray.data.records import Contest, Pair, Prompt, Rated, Turns, prompt_id
 
 
 @dataclass
@@ -39,42 +33,22 @@ class Quarantine:
         found: dict[str, Any] = {"file": file, "line": line, "reason": reason}
         self.rows.append(found if row is None else {**found, "row": row})
 
+    def add_many(self, file: str, count: int, reason: str) -> None:
+        """`count` rows left out for one reason that lies not in the rows: one entry for all."""
+        if count:
+            self.rows.append({"file": file, "rows": count, "reason": reason})
+
     def counts(self) -> dict[str, int]:
         """How many rows were left out, by reason."""
         counts: dict[str, int] = {}
         for row in self.rows:
             reason = row["reason"].split(":")[0]
-            counts[reason] = counts.get(reason, 0) + 1
+            counts[reason] = counts.get(reason, 0) + row.get("rows", 1)
         return counts
 
     def write(self, path: Path) -> None:
         with path.open("w", encoding="utf-8") as out:
             out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One preference: `chosen` was preferred over `rejected` as the answer to `prompt`."""
-
-    prompt: tuple[tuple[str, str], ...]  # (role, content), ends with a user turn
-    chosen: str
-    rejected: str
-
-    @property
-    def prompt_id(self) -> str:
-        return prompt_id([{"role": r, "content": c} for r, c in self.prompt])
-
-
-@dataclass(frozen=True)
-class Prompt:
-    prompt_id: str
-    messages: tuple[tuple[str, str], ...]
-
-
-def prompt_id(messages: list[Message]) -> str:
-    """Name of a prompt: a hash of its conversation, the same in every file and run."""
-    text = json.dumps([[m["role"], m["content"]] for m in messages], ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
 def check(source: Source, columns: set[str]) -> str | None:
@@ -83,39 +57,137 @@ def check(source: Source, columns: set[str]) -> str | None:
     Raises:
         ConfigError: a missing file, an unknown ending, or missing columns.
     """
-    if _is_hub(source.path):
+    if files.is_hub(source.path):
         return f"data set '{source.path}', split '{source.split}' (hub id: not looked up)"
     columns = needed(source, columns)
-    for _, _, row in _rows(source, columns):
+    for _, _, row in files.rows(source, columns):
         if isinstance(row, dict) and columns <= set(row):
             return None
-    raise ConfigError(f"{source.path}: no usable row; each needs {_and(columns)}")
+    raise ConfigError(f"{source.path}: no usable row; each needs {files.named(columns)}")
 
 
 def needed(source: Source, columns: set[str]) -> set[str]:
     """The columns to look for in `source`: `columns`, or those of its own format."""
-    return columns if source.format == "trl" else set(ADAPTERS[source.format].columns)
+    return columns if source.format == "trl" else set(adapter_of(source).columns)
+
+
+# ------------------------------------------------------------------ what a source is read as
 
 
 def pairs(source: Source, quarantine: Quarantine) -> list[Pair]:
-    """All usable, distinct pairs of `source` in file order, `limit` not yet applied.
+    """`iterate` as a list, for small sets."""
+    return list(iterate(source, quarantine))
+
+
+def iterate(source: Source, quarantine: Quarantine, seed: int = 0) -> Iterator[Pair]:
+    """All usable, distinct pairs of `source` in file order; its selection not yet applied.
 
     Raises:
-        ConfigError: when the file is unusable as a whole or no pair is left.
+        ConfigError: when a file is unusable as a whole, or at the end, when there was no pair.
     """
-    found: dict[Pair, None] = {}
-    adapter = ADAPTERS[source.format]
-    for file, line, row in _rows(source, set(adapter.columns)):
-        try:
-            pair = _pair(_converted(adapter, row))
-            if pair in found:
-                raise BadRow("duplicate")
-            found[pair] = None
-        except BadRow as error:
-            quarantine.add(file, line, str(error))
-    if not found:
+    for _, pair in numbered(source, seed, quarantine):
+        yield pair
+
+
+def numbered(
+    source: Source, seed: int = 0, quarantine: Quarantine | None = None
+) -> Iterator[tuple[int, Pair]]:
+    """(number, pair), with `source.flip` of the pairs turned round as `seed` says.
+
+    Numbers count all pairs, repeated ones too, so that a second reading gives a pair the same
+    number. With a quarantine the bad rows go there, and so do repeated pairs and pairs that an
+    earlier one contradicts, which are left out (but for formats in which every row counts);
+    without one, only bad rows are left out.
+
+    Raises:
+        ConfigError: as `iterate`.
+    """
+    every_row = adapter_of(source).every_row
+    share = getattr(source, "flip", 0.0)
+    seen: set[bytes] = set()  # digests of 16 bytes and the label's side
+    number = -1
+    for file, line, contest in _contests(source, quarantine):
+        for pair in contest.pairs():
+            number += 1
+            key = pair.key if share or quarantine is not None else b""
+            if quarantine is not None and not every_row:
+                sides = key + b"+", key + b"-"
+                own, other = sides if pair.names[1] < pair.names[2] else sides[::-1]
+                if own in seen or other in seen:
+                    again = own in seen
+                    quarantine.add(
+                        file, line, "duplicate" if again else "contradicts an earlier row"
+                    )
+                    continue
+                seen.add(own)
+            yield number, pair.turned() if share and flipped([key], share, seed)[0] else pair
+    if number < 0:
         raise ConfigError(f"{source.path} (split '{source.split}'): no usable preference pair")
-    return list(found)
+
+
+def contests(source: Source, quarantine: Quarantine, seed: int = 0) -> Iterator[Contest]:
+    """The contests of an evaluation set, in file order, cut to `limit` and `pairs_per_prompt`.
+
+    Raises:
+        ConfigError: as `iterate`.
+    """
+    limited = source.limit is not None or source.pairs_per_prompt is not None
+    if not limited:
+        yield from (contest for _, contest in _distinct(source, quarantine))
+        return
+    # Two readings: which prompts there are, then the ones that were drawn.
+    numbers, prompts = [], []
+    for number, contest in _distinct(source, quarantine):
+        numbers.append(number)
+        prompts.append(int(contest.prompt_id, 16))
+    drawn = selection.choose(prompts, source.limit, source.pairs_per_prompt, source.shuffle, seed)
+    kept = {numbers[row] for row in drawn}
+    for number, (_, _, contest) in enumerate(_contests(source)):
+        if number in kept:
+            yield contest
+
+
+def rated(source: Source, attributes: Sequence[str], quarantine: Quarantine) -> Iterator[Rated]:
+    """All usable, distinct answers with the grades of `attributes`, in file order.
+
+    Read are format `helpsteer2`, and `trl` with columns prompt, response and the attributes.
+
+    Raises:
+        ConfigError: another format, a file that is unusable as a whole, or no row left.
+    """
+    for _, answer in numbered_rated(source, attributes, quarantine):
+        yield answer
+
+
+def numbered_rated(
+    source: Source, attributes: Sequence[str], quarantine: Quarantine | None = None
+) -> Iterator[tuple[int, Rated]]:
+    """(number, answer), numbered as `numbered` does."""
+    adapter = adapter_of(source)
+    if adapter.graded is None:
+        raise ConfigError(
+            f"{source.path}: format '{source.format}' has no graded answers; "
+            "use helpsteer2, or trl with columns prompt, response and the attributes"
+        )
+    seen: set[bytes] = set()
+    number = -1
+    for file, line, row in _raw(source, {"prompt", "response", *attributes}, quarantine):
+        try:
+            answer = parse.rated(row, adapter.graded, attributes)
+        except BadRow as error:
+            if quarantine is not None:
+                quarantine.add(file, line, str(error))
+            continue
+        number += 1
+        if quarantine is not None:
+            digest = answer.digest
+            if digest in seen:
+                quarantine.add(file, line, "duplicate")
+                continue
+            seen.add(digest)
+        yield number, answer
+    if number < 0:
+        raise ConfigError(f"{source.path} (split '{source.split}'): no usable graded answer")
 
 
 def prompts(source: Source, quarantine: Quarantine) -> list[Prompt]:
@@ -125,220 +197,106 @@ def prompts(source: Source, quarantine: Quarantine) -> list[Prompt]:
         ConfigError: when the file is unusable as a whole or no prompt is left.
     """
     found: dict[str, Prompt] = {}
-    foreign = source.format != "trl"  # its prompts come out of its pairs
-    for file, line, row in _rows(source, needed(source, {"prompt"})):
-        try:
-            made = (
-                prompt_of(_converted(ADAPTERS[source.format], row))
-                if foreign
-                else _require_object(row)
-            )
-            messages = _conversation(made.get("prompt"), "prompt")
-            prompt = Prompt(prompt_id(messages), _frozen(messages))
-            if prompt.prompt_id in found:
-                raise BadRow("duplicate")
+    for file, line, messages in _prompts(source, quarantine):
+        prompt = Prompt(prompt_id([{"role": r, "content": c} for r, c in messages]), messages)
+        if prompt.prompt_id in found:
+            quarantine.add(file, line, "duplicate")
+        else:
             found[prompt.prompt_id] = prompt
-        except BadRow as error:
-            quarantine.add(file, line, str(error))
     if not found:
         raise ConfigError(f"{source.path} (split '{source.split}'): no usable prompt")
     return list(found.values())
 
 
-# ------------------------------------------------------------------ rows of a file
-
-
-def _rows(source: Source, columns: set[str]) -> Iterator[tuple[str, int, Any]]:
-    """(file, line from 1, row) of the source's split; a broken line comes as a `BadRow`."""
-    if _is_hub(source.path):
-        yield from _hub_rows(source, columns)
+def _prompts(source: Source, quarantine: Quarantine) -> Iterator[tuple[str, int, Turns]]:
+    if source.format != "trl":  # its prompts come out of its pairs
+        for file, line, contest in _contests(source, quarantine):
+            yield file, line, contest.prompt
         return
-    path = _local(source, columns)
-    if path.suffix in {".parquet", ".arrow"}:
-        rows = _arrow_rows(path, columns)
-    else:
-        rows = _json_rows(path)
-    seen_columns: set[str] = set()
-    usable = False
-    for line, row in rows:
-        if isinstance(row, dict):
-            seen_columns |= set(row)
-            usable = usable or columns <= set(row)
-            if str(row.get("split", source.split)) != source.split:
-                continue
-        yield str(path), line, row
-    if not usable:
-        raise ConfigError(
-            f"{path}: needs {_and(columns)}; "
-            + (f"found {_and(seen_columns)}" if seen_columns else "it holds no row")
-        )
+    for file, line, row in _raw(source, {"prompt"}, quarantine):
+        try:
+            yield file, line, parse.prompt(row)
+        except BadRow as error:
+            quarantine.add(file, line, str(error))
 
 
-def _local(source: Source, columns: set[str]) -> Path:
-    if source.path == "demo":
-        name = "preferences.jsonl" if "chosen" in columns else "prompts.jsonl"
-        path = DEMO / name
-        return path if path.exists() else DEMO / f"{name}.gz"
-    path = Path(source.path).expanduser()
-    if not path.is_file():
-        raise ConfigError(f"data file {source.path} does not exist")
-    if not path.name.endswith(_SUFFIXES):
-        raise ConfigError(f"data file {source.path}: expected one of {', '.join(_SUFFIXES)}")
-    return path
+# ------------------------------------------------------------------ rows to contests
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, _parse(line)
-    except (gzip.BadGzipFile, EOFError, OSError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-
-
-def _parse(line: bytes) -> Any:
-    try:
-        return json.loads(line.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        return BadRow(f"not valid JSON: {error}")
-
-
-def _arrow_rows(path: Path, columns: set[str]) -> Iterator[tuple[int, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    try:
-        if path.suffix == ".parquet":
-            table = pa.parquet.read_table(path)
+def _distinct(source: Source, quarantine: Quarantine) -> Iterator[tuple[int, Contest]]:
+    """(number, contest) without repeated ones and without pairs that an earlier one contradicts."""
+    every_row = adapter_of(source).every_row
+    seen: set[bytes] = set()
+    number = -1
+    for number, (file, line, contest) in enumerate(_contests(source, quarantine)):
+        other = replace(contest, chosen=contest.rejected, rejected=contest.chosen)
+        if not every_row and contest.digest in seen:
+            quarantine.add(file, line, "duplicate")
+        elif not every_row and other.digest in seen:
+            quarantine.add(file, line, "contradicts an earlier row")
         else:
-            with pa.memory_map(str(path)) as mapped:
-                try:
-                    table = pa.ipc.open_file(mapped).read_all()
-                except pa.ArrowInvalid:
-                    table = pa.ipc.open_stream(mapped).read_all()
-    except (pa.ArrowException, OSError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    if not columns <= set(table.column_names):
-        raise ConfigError(f"{path}: needs {_and(columns)}; found {_and(set(table.column_names))}")
-    for start in range(0, table.num_rows, 1000):
-        yield from enumerate(table.slice(start, 1000).to_pylist(), start=start + 1)
+            seen.add(contest.digest)
+            yield number, contest
+    if number < 0:
+        raise ConfigError(f"{source.path} (split '{source.split}'): no usable preference pair")
 
 
-def _hub_rows(source: Source, columns: set[str]) -> Iterator[tuple[str, int, Any]]:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(source.path, source.subset, split=source.split)
-    except Exception as error:  # the hub client raises many kinds; all mean "not to be had"
-        raise ConfigError(
-            f"data set '{source.path}' is neither a file here nor to be had from the hub: "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from None
-    if not columns <= set(rows.column_names):
-        raise ConfigError(
-            f"{source.path}: needs {_and(columns)}; found {_and(set(rows.column_names))}"
-        )
-    for i, row in enumerate(rows, start=1):
-        yield source.path, i, row
-
-
-def _is_hub(path: str) -> bool:
-    """`owner/name`, with no such file or folder here and no data file's ending."""
-    local = Path(path).expanduser()
-    looks = path.count("/") == 1 and not path.startswith((".", "/", "~"))
-    return looks and not local.exists() and not path.endswith(_SUFFIXES)
+def _contests(
+    source: Source, quarantine: Quarantine | None = None
+) -> Iterator[tuple[str, int, Contest]]:
+    """(file, line, contest) of every row that gives one; the others go to the quarantine."""
+    adapter = adapter_of(source)
+    too_long = 0
+    for file, line, row in _together(_raw(source, set(adapter.columns), quarantine), adapter):
+        try:
+            contest = parse.contest(row, adapter, source)
+        except BadRow as error:
+            if quarantine is not None:
+                quarantine.add(file, line, str(error))
+            continue
+        if source.max_characters is not None and contest.characters > source.max_characters:
+            too_long += 1
+            continue
+        yield file, line, contest
+    if quarantine is not None:
+        quarantine.add_many(source.path, too_long, f"max_characters: over {source.max_characters}")
 
 
-# ------------------------------------------------------------------ one row
+def _raw(
+    source: Source, columns: set[str], quarantine: Quarantine | None
+) -> Iterator[tuple[str, int, Any]]:
+    hub = adapter_of(source).hub
+    passed: dict[str, int] = {}
+    yield from files.rows(source, columns, hub(source) if hub else None, passed)
+    if quarantine is not None:
+        for file, count in passed.items():
+            quarantine.add_many(file, count, f"where not met: {source.where}")
 
 
-def _require_object(row: Any) -> dict[str, Any]:
-    if isinstance(row, BadRow):
-        raise row
-    if not isinstance(row, dict):
-        raise BadRow(f"not an object: {type(row).__name__}")
-    return row
-
-
-def _converted(adapter: Adapter, row: Any) -> dict[str, Any]:
-    try:
-        return adapter.convert(_require_object(row))
-    except Unusable as error:
-        raise BadRow(str(error)) from None
-    except (KeyError, TypeError) as error:
-        raise BadRow(f"not of the named format: {error!r}") from None
-
-
-def _pair(row: dict[str, Any]) -> Pair:
-    for column in ("chosen", "rejected"):
-        if row.get(column) is None:
-            raise BadRow(f"no '{column}'")
-    if row.get("prompt") is not None:
-        prompt = _conversation(row["prompt"], "prompt")
-        chosen, rejected = _answer(row["chosen"], "chosen"), _answer(row["rejected"], "rejected")
-    else:
-        prompt, chosen, rejected = _implicit(row["chosen"], row["rejected"])
-    if chosen == rejected:
-        raise BadRow("identical answers")
-    return Pair(_frozen(prompt), chosen, rejected)
-
-
-def _implicit(chosen: Any, rejected: Any) -> tuple[list[Message], str, str]:
-    """TRL's implicit prompt: both answers are whole conversations with a common head."""
-    if not (isinstance(chosen, list) and isinstance(rejected, list)):
-        raise BadRow("no 'prompt', and the answers are not conversations")
-    good, bad = _messages(chosen, "chosen"), _messages(rejected, "rejected")
-    if len(good) < 2 or len(bad) < 2 or good[:-1] != bad[:-1]:
-        raise BadRow("the two conversations differ before their last turn")
-    return (
-        _conversation(good[:-1], "prompt"),
-        _answer(good[-1:], "chosen"),
-        _answer(bad[-1:], "rejected"),
-    )
-
-
-def _conversation(value: Any, name: str) -> list[Message]:
-    messages = [{"role": "user", "content": value}] if isinstance(value, str) else value
-    messages = _messages(messages, name)
-    if messages[-1]["role"] != "user":
-        raise BadRow(f"'{name}' does not end with a user turn")
-    return messages
-
-
-def _messages(value: Any, name: str) -> list[Message]:
-    if not isinstance(value, list) or not value:
-        raise BadRow(f"'{name}' is neither text nor a list of messages")
-    for message in value:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise BadRow(f"'{name}' holds a message without a role")
-        if not isinstance(message.get("content"), str):
-            raise BadRow(f"'{name}' holds a message without text content")
-        if message["role"] not in {"system", "user", "assistant"}:
-            raise BadRow(f"'{name}' holds the unknown role '{message['role']}'")
-    if not any(m["content"].strip() for m in value if m["role"] == "user"):
-        if value[-1]["role"] != "assistant":
-            raise BadRow(f"empty '{name}'")
-    return [{"role": m["role"], "content": m["content"]} for m in value]
-
-
-def _answer(value: Any, name: str) -> str:
-    if isinstance(value, list):
-        messages = _messages(value, name)
-        if len(messages) != 1 or messages[0]["role"] != "assistant":
-            raise BadRow(f"'{name}' is not one assistant turn")
-        value = messages[0]["content"]
-    if not isinstance(value, str):
-        raise BadRow(f"'{name}' is neither text nor a list of messages")
-    if not value.strip():
-        raise BadRow(f"empty '{name}'")
-    return value
-
-
-def _frozen(messages: list[Message]) -> tuple[tuple[str, str], ...]:
-    return tuple((m["role"], m["content"]) for m in messages)
-
-
-def _and(columns: set[str]) -> str:
-    return "columns " + ", ".join(f"'{c}'" for c in sorted(columns))
+def _together(
+    rows: Iterator[tuple[str, int, Any]], adapter: Adapter
+) -> Iterator[tuple[str, int, Any]]:
+    """Rows one by one or, where the adapter says so, neighbours that share a column as a tuple."""
+    if adapter.together is None:
+        yield from rows
+        return
+    held: list[Any] = []
+    at = ("", 0)
+    for file, line, row in rows:
+        alone = not isinstance(row, dict)
+        if held and (
+            alone
+            or file != at[0]
+            or row.get(adapter.together) != held[0].get(adapter.together)
+            or len(held) == adapter.at_most
+        ):
+            yield *at, tuple(held)
+            held = []
+        if alone:
+            yield file, line, row
+            continue
+        if not held:
+            at = (file, line)
+        held.append(row)
+    if held:
+        yield *at, tuple(held)

@@ -17,6 +17,18 @@ PAIRS = pa.schema(
         ("prompt_tokens", pa.list_(pa.int32())),
         ("chosen_tokens", pa.list_(pa.int32())),
         ("rejected_tokens", pa.list_(pa.int32())),
+        ("margin", pa.float32()),  # null: the data set has none
+        ("smoothing", pa.float32()),  # chance of a wrong label; null: the config's
+    ]
+)
+
+# Answers with graded attributes (HelpSteer2), tokenised; NaN: the attribute was not graded.
+RATED = pa.schema(
+    [
+        ("uid", pa.string()),
+        ("prompt_tokens", pa.list_(pa.int32())),
+        ("answer_tokens", pa.list_(pa.int32())),
+        ("labels", pa.list_(pa.float32())),
     ]
 )
 

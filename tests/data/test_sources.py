@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from grm_ray.config.load import ConfigError
-from grm_ray.config.schema import Source
+from grm_ray.config.schema import PairSource, Source
 from grm_ray.data import sources
+from grm_ray.data.records import Pair
 from grm_ray.data.sources import Quarantine
 
 
@@ -92,7 +93,7 @@ def test_parquet_and_arrow(tmp_path):
         ([{"prompt": "x"}], "needs columns 'chosen', 'rejected'; found columns 'prompt'"),
         (["{broken"], "needs columns"),
         ([{**STANDARD, "chosen": ""}], "no usable preference pair"),
-        ([{**STANDARD, "split": "test"}], "no usable preference pair"),
+        ([{**STANDARD, "split": "test"}], "no row of split 'train'; there is test"),
     ],
 )
 def test_an_unusable_file_is_refused(tmp_path, rows, message):
@@ -115,32 +116,145 @@ def test_hub_ids_are_named_as_unchecked():
     assert "not looked up" in sources.check(Source(path="owner/name"), {"prompt"})
 
 
-def test_unified_feedback_rows_become_pairs_and_prompts(tmp_path):
-    def conversation(answer):
-        return [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": answer}]
+# ------------------------------------------------------------------ one pair twice, or turned
 
-    def row(a, b):
-        return {
-            "conv_A": conversation("A"),
-            "conv_A_rating": a,
-            "conv_B": conversation("B"),
-            "conv_B_rating": b,
-        }
 
-    file = tmp_path / "uf.jsonl"
-    rows = [row(1.0, 0.0), row(0.0, 2.0), row(1.0, 1.0)]
-    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    source = Source(path=str(file), format="unified_feedback")
+def test_a_pair_that_contradicts_an_earlier_one_is_left_out_and_named(tmp_path):
+    turned = {**STANDARD, "chosen": "No.", "rejected": "Yes."}
+    other = {**STANDARD, "prompt": "Else?"}
+    pairs, quarantine = read(write(tmp_path / "a.jsonl", [STANDARD, turned, turned, other]))
+    assert [(p.prompt[0][1], p.chosen) for p in pairs] == [("Hi?", "Yes."), ("Else?", "Yes.")]
+    reasons = [(row["line"], row["reason"]) for row in quarantine.rows]
+    assert reasons == [(2, "contradicts an earlier row"), (3, "contradicts an earlier row")]
+    assert quarantine.counts() == {"contradicts an earlier row": 2}
+
+
+def test_extra_columns_are_read_and_must_be_what_they_say(tmp_path):
+    full = {**STANDARD, "margin": 2, "label_smoothing": 0.1, "subset": "chat"}
+    wrong = [
+        {**STANDARD, "margin": "2"},
+        {**STANDARD, "margin": True},
+        {**STANDARD, "margin": float("nan")},
+        {**STANDARD, "label_smoothing": 2.0},
+        {**STANDARD, "subset": ["chat"]},
+        {**STANDARD, "prompt": "half \ud800 a character"},
+    ]
+    pairs, quarantine = read(write(tmp_path / "a.jsonl", [full, *wrong]))
+    (pair,) = pairs
+    assert (pair.margin, pair.smoothing, pair.subset) == (2.0, 0.1, "chat")
+    reasons = [row["reason"].split(":")[0] for row in quarantine.rows]
+    assert reasons == [
+        *["'margin' is no number"] * 3,
+        "'label_smoothing' is no chance",
+        "'subset' is no text",
+        "'prompt' is not valid Unicode",
+    ]
+
+
+def test_what_curation_dropped_is_not_read(tmp_path):
+    dropped = {**STANDARD, "action": "drop", "strength_mean": -1.0}
+    kept = {**STANDARD, "prompt": "Ho?", "action": "keep", "strength_mean": 1.0}
+    pairs, quarantine = read(write(tmp_path / "a.jsonl", [dropped, kept]))
+    assert [p.prompt[0][1] for p in pairs] == ["Ho?"]
+    assert quarantine.counts() == {"dropped by curation": 1}
+
+
+def numbered_rows(count):
+    return [{**STANDARD, "prompt": f"Question {i}?"} for i in range(count)]
+
+
+def test_flips_are_of_the_pair_and_not_of_its_place(tmp_path):
+    rows = numbered_rows(400)
+    file = write(tmp_path / "a.jsonl", rows)
+    backward = write(tmp_path / "b.jsonl", rows[::-1])
+    turned = write(tmp_path / "c.jsonl", [{**r, "chosen": "No.", "rejected": "Yes."} for r in rows])
+
+    def labels(source, flip, seed=3):
+        source = PairSource(path=source.path, flip=flip)
+        pairs = sources.iterate(source, Quarantine(), seed)
+        return {pair.prompt[0][1]: pair.chosen for pair in pairs}
+
+    flipped = labels(file, 0.25)
+    assert 60 < sum(chosen == "No." for chosen in flipped.values()) < 140
+    assert labels(backward, 0.25) == flipped
+    assert labels(file, 0.25, seed=4) != flipped
+    # Twice is not at all: the same pairs are chosen whichever way round the file has them.
+    assert {q: {"Yes.": "No.", "No.": "Yes."}[a] for q, a in flipped.items()} == labels(
+        turned, 0.25
+    )
+    assert set(labels(file, 1.0).values()) == {"No."}
+
+
+# ------------------------------------------------------------------ contests, prompts, grades
+
+
+def test_a_limited_contest_set_is_the_seeds_and_keeps_the_files_order(tmp_path):
+    file = write(tmp_path / "a.jsonl", [*numbered_rows(50), numbered_rows(1)[0]])
+
+    def read_contests(seed=0, **keys):
+        found = list(sources.contests(Source(path=file.path, **keys), Quarantine(), seed))
+        return [int(c.prompt[0][1].split()[1].rstrip("?")) for c in found]
+
+    assert read_contests() == list(range(50))
+    some = read_contests(limit=10)
+    assert some == sorted(some) and len(set(some)) == 10 and some != list(range(10))
+    assert read_contests(limit=10) == some != read_contests(1, limit=10)
+    assert read_contests(limit=10, shuffle=False) == list(range(10))
+
+
+def test_contests_of_one_prompt_are_cut_to_their_number(tmp_path):
+    rows = [{**STANDARD, "prompt": f"P{i % 2}", "chosen": f"answer {i}"} for i in range(12)]
+    file = write(tmp_path / "a.jsonl", rows)
+    found = list(sources.contests(Source(path=file.path, pairs_per_prompt=2), Quarantine()))
+    assert sorted(c.prompt[0][1] for c in found) == ["P0", "P0", "P1", "P1"]
+    assert all(len(c.chosen) == len(c.rejected) == 1 for c in found)
+
+
+def test_prompts_with_other_spelling_or_system_turn_are_the_same_to_a_reader():
+    def named(*turns):
+        return Pair(turns, "a", "b").plain_prompt
+
+    one = named(("user", "What is a  CAT?\n"))
+    assert one == named(("system", "Be kind."), ("user", "what is a cat?"))
+    assert one == named(("user", "What is\u00a0a ｃａｔ?"))
+    assert one != named(("user", "What is a dog?"))
+    assert one != named(("user", "What is"), ("user", "a cat?"))
+
+
+def test_graded_answers_are_read_with_what_is_not_graded(tmp_path):
+    row = {"prompt": "Hi?", "response": "Yes.", "help": 4, "length": 1.5}
+    rows = [
+        row,
+        row,
+        {**row, "response": "No.", "help": None},
+        {**row, "response": "Oh.", "help": None, "length": None},
+        {**row, "response": "Ah.", "help": "4"},
+        {**row, "response": ""},
+    ]
     quarantine = Quarantine()
-    found = sources.pairs(source, quarantine)
-    assert [(p.chosen, p.rejected) for p in found] == [("A", "B"), ("B", "A")]
-    assert quarantine.rows[0]["line"] == 3 and "tie" in quarantine.rows[0]["reason"]
-    assert [p.messages for p in sources.prompts(source, Quarantine())] == [(("user", "Why?"),)]
-    with pytest.raises(ConfigError, match="'conv_A_rating'"):
-        sources.check(Source(path=str(tiny_rows(tmp_path)), format="unified_feedback"), {"prompt"})
+    source = write(tmp_path / "a.jsonl", rows)
+    found = list(sources.rated(source, ["help", "length"], quarantine))
+    assert [(r.answer, r.labels) for r in found] == [("Yes.", (4, 1.5)), ("No.", (None, 1.5))]
+    assert [r["reason"].split(":")[0] for r in quarantine.rows] == [
+        "duplicate",
+        "none of the attributes is graded",
+        "'help' is no number",
+        "empty 'response'",
+    ]
+    with pytest.raises(ConfigError, match="no graded answers; use helpsteer2"):
+        next(sources.rated(Source(path=source.path, format="rm_bench"), ["help"], Quarantine()))
+    with pytest.raises(ConfigError, match="needs columns 'help', 'prompt', 'response', 'wit'"):
+        list(sources.rated(source, ["help", "wit"], Quarantine()))
 
 
-def tiny_rows(folder):
-    file = folder / "other.jsonl"
-    file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
-    return file
+def test_rows_that_a_condition_leaves_out_are_counted_once(tmp_path):
+    rows = [{**row, "good": i % 3 == 0, "lang": "en"} for i, row in enumerate(numbered_rows(9))]
+    file = write(tmp_path / "a.jsonl", rows)
+    quarantine = Quarantine()
+    found = sources.pairs(Source(path=file.path, where={"good": True, "lang": "en"}), quarantine)
+    assert len(found) == 3
+    (entry,) = quarantine.rows
+    assert entry["rows"] == 6 and "where not met" in entry["reason"]
+    assert quarantine.counts() == {"where not met": 6}
+    with pytest.raises(ConfigError, match="no row has columns 'god'"):
+        sources.pairs(Source(path=file.path, where={"god": True}), Quarantine())

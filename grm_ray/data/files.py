@@ -1,0 +1,319 @@
+"""Rows of a source, one after another: local files, hub data sets, the embedded demo.
+
+A path may be one file, a folder of shards or a pattern (`data/train-*.parquet`). Nothing is held
+but the rows at hand: JSON is read by line, Parquet and Arrow by record batch, a hub data set as a
+stream. A file that cannot be used is a `ConfigError` that names it.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+from grm_ray.config.load import ConfigError
+from grm_ray.config.schema import Source
+
+DEMO = Path(__file__).parent / "demo"
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".arrow")
+ROWS_PER_BATCH = 1000
+
+_SPLITS = {"train", "test", "validation", "val", "dev", "eval"}
+_NOT_ROWS = {"dataset_info.json", "state.json", "dataset_dict.json"}  # beside saved data sets
+_CHARACTERS = 1 << 20  # of a JSON array, read at once
+
+
+class BadRow(ValueError):
+    """One row cannot be used; the run goes on without it."""
+
+
+def rows(
+    source: Source,
+    columns: set[str],
+    hub: dict[str, Any] | None = None,
+    passed: dict[str, int] | None = None,
+) -> Iterator[tuple[str, int, Any]]:
+    """(file, line from 1, row) of the source's split; a broken line comes as a `BadRow`.
+
+    Args:
+        columns: what a usable row has; a file without one such row is refused.
+        hub: arguments of `datasets.load_dataset`, where they are not the usual ones.
+        passed: filled with file -> rows that `source.where` leaves out.
+
+    Raises:
+        ConfigError: a file or data set cannot be read, or lacks columns.
+    """
+    found = _hub_rows(source, columns, hub) if is_hub(source.path) else _file_rows(source, columns)
+    wanted, known, any_row = source.where, set[str](), False
+    for file, line, row in found:
+        if wanted and isinstance(row, dict):
+            any_row = True
+            known |= set(wanted) & set(row)
+            if any(row.get(name) != value for name, value in wanted.items()):
+                if passed is not None:
+                    passed[file] = passed.get(file, 0) + 1
+                continue
+        yield file, line, row
+    if any_row and set(wanted) - known:
+        raise ConfigError(f"{source.path}: where: no row has {named(set(wanted) - known)}")
+
+
+def digest(source: Source) -> str:
+    """Name of what a source holds now: a hash of its files, or the hub data set's id.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    if is_hub(source.path):
+        return source.path
+    found = hashlib.sha256()
+    for path in _local(source, {"chosen"}):
+        found.update(path.name.encode())
+        with path.open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
+
+
+def named(columns: set[str]) -> str:
+    """Columns as a message names them."""
+    return "columns " + ", ".join(f"'{c}'" for c in sorted(columns))
+
+
+def is_hub(path: str) -> bool:
+    """`owner/name`, with no such file or folder here and no data file's ending."""
+    local = Path(path).expanduser()
+    looks = path.count("/") == 1 and not path.startswith((".", "/", "~"))
+    return looks and not local.exists() and not path.endswith(SUFFIXES) and not _is_pattern(path)
+
+
+# ------------------------------------------------------------------ local files
+
+
+def _file_rows(source: Source, columns: set[str]) -> Iterator[tuple[str, int, Any]]:
+    seen: set[str] = set()
+    other_splits: set[str] = set()
+    usable = ours = False
+    for path in _local(source, columns):
+        columnar = path.suffix in {".parquet", ".arrow"}
+        for line, row in _arrow_rows(path, columns) if columnar else _json_rows(path):
+            if isinstance(row, dict):
+                seen |= set(row)
+                usable = usable or columns <= set(row)
+                if not _of_split(row, source.split):
+                    other_splits.add(str(row["split"]))
+                    continue
+            ours = True
+            yield str(path), line, row
+    if other_splits and not ours:
+        raise ConfigError(
+            f"{source.path}: no row of split '{source.split}'; "
+            f"there is {', '.join(sorted(other_splits))}"
+        )
+    if not usable:
+        raise ConfigError(
+            f"{source.path}: needs {named(columns)}; "
+            + (f"found {named(seen)}" if seen else "it holds no row")
+        )
+
+
+def _local(source: Source, columns: set[str]) -> list[Path]:
+    """The files of a source, in the order of their names."""
+    if source.path == "demo":
+        name = "preferences.jsonl" if "chosen" in columns else "prompts.jsonl"
+        path = DEMO / name
+        return [path if path.exists() else DEMO / f"{name}.gz"]
+    path = Path(source.path).expanduser()
+    if path.is_dir():
+        return _shards(path, source)
+    if path.is_file():
+        if not path.name.endswith(SUFFIXES):
+            raise ConfigError(f"data file {source.path}: expected one of {', '.join(SUFFIXES)}")
+        return [path]
+    if _is_pattern(source.path):
+        names = sorted(glob.glob(str(path), recursive=True))
+        files = [Path(name) for name in names if name.endswith(SUFFIXES)]
+        if not files:
+            raise ConfigError(f"data files {source.path}: no file of {', '.join(SUFFIXES)} matches")
+        return files
+    raise ConfigError(f"data file {source.path} does not exist")
+
+
+def _shards(folder: Path, source: Source) -> list[Path]:
+    """A folder's data files; where their names begin with splits, those of the source's split."""
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.name.endswith(SUFFIXES) and path.name not in _NOT_ROWS and path.is_file()
+    )
+    rows_only = [path for path in files if path.suffix != ".json"]
+    files = rows_only or files
+    if not files:
+        raise ConfigError(f"data folder {source.path}: holds no file of {', '.join(SUFFIXES)}")
+    splits = {path: path.name.split(".")[0].split("-")[0] for path in files}
+    named_splits = {split for split in splits.values() if split in _SPLITS}
+    if not named_splits:
+        return files
+    ours = [path for path in files if _same_split(splits[path], source.split)]
+    if not ours:
+        raise ConfigError(
+            f"data folder {source.path}: no file of split '{source.split}'; "
+            f"there is {', '.join(sorted(named_splits))}"
+        )
+    return ours
+
+
+def _is_pattern(path: str) -> bool:
+    return any(sign in path for sign in "*?[")
+
+
+def _same_split(one: str, other: str) -> bool:
+    return one == other or {one, other} == {"val", "validation"}
+
+
+def _of_split(row: dict[str, Any], split: str) -> bool:
+    own = row.get("split")
+    return own is None or _same_split(str(own), split)
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        if path.suffix == ".json" and _begins_an_array(path):
+            with path.open(encoding="utf-8") as text:
+                yield from _array_rows(path, text)
+            return
+        with opener(path, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, _parse(line)
+    except (gzip.BadGzipFile, EOFError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        return BadRow(f"not valid JSON: {error}")
+
+
+def _begins_an_array(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(256).lstrip().startswith(b"[")
+
+
+def _array_rows(path: Path, file: IO[str]) -> Iterator[tuple[int, Any]]:
+    """The elements of a JSON array, parsed one by one; the line is the element's number."""
+    decoder = json.JSONDecoder()
+    text, ended, number = file.read(_CHARACTERS).lstrip()[1:], False, 0
+    wrong: Exception | str = "it is cut off"
+    while True:
+        text = text.lstrip(" \t\r\n,")
+        if text.startswith("]"):
+            return
+        try:
+            row, end = decoder.raw_decode(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            row, end, wrong = None, len(text), error
+        if end == len(text):  # the element may go on behind what was read
+            if ended:
+                raise ConfigError(f"{path}: no JSON array (element {number + 1}: {wrong})")
+            more = file.read(_CHARACTERS)
+            ended, text = not more, text + more
+            continue
+        number += 1
+        yield number, row
+        text = text[end:]
+
+
+def _arrow_rows(path: Path, columns: set[str]) -> Iterator[tuple[int, Any]]:
+    import pyarrow as pa
+
+    line = 1
+    try:
+        for batch in _batches(path, columns):
+            for start in range(0, batch.num_rows, ROWS_PER_BATCH):
+                yield from enumerate(batch.slice(start, ROWS_PER_BATCH).to_pylist(), line + start)
+            line += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+
+
+def _batches(path: Path, columns: set[str]) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    if path.suffix == ".parquet":
+        with pa.parquet.ParquetFile(path) as file:
+            _check_columns(path, columns, file.schema_arrow.names)
+            yield from file.iter_batches(batch_size=ROWS_PER_BATCH)
+        return
+    with pa.memory_map(str(path)) as mapped:
+        try:
+            reader = pa.ipc.open_file(mapped)
+        except pa.ArrowInvalid:
+            stream = pa.ipc.open_stream(mapped)
+            _check_columns(path, columns, stream.schema.names)
+            yield from stream
+            return
+        _check_columns(path, columns, reader.schema.names)
+        for number in range(reader.num_record_batches):
+            yield reader.get_batch(number)
+
+
+def _check_columns(where: Path | str, columns: set[str], found: Iterable[str]) -> None:
+    if not columns <= set(found):
+        raise ConfigError(f"{where}: needs {named(columns)}; found {named(set(found))}")
+
+
+# ------------------------------------------------------------------ hub data sets
+
+
+def _hub_rows(
+    source: Source, columns: set[str], hub: dict[str, Any] | None
+) -> Iterator[tuple[str, int, Any]]:
+    import datasets
+
+    how = {"name": source.subset, "split": source.split} if hub is None else hub
+    try:
+        found = datasets.load_dataset(source.path, streaming=True, **how)
+    except Exception as error:  # the hub client raises many kinds; all mean "not to be had"
+        raise ConfigError(
+            f"data set '{source.path}' is neither a file here nor to be had from the hub: "
+            f"{_first_line(error)}"
+        ) from None
+    for line, row in streamed(found, source.path, columns):
+        # A set whose hub split is not the asked one names the split in its rows.
+        if how["split"] == source.split or _of_split(row, source.split):
+            yield source.path, line, row
+
+
+def streamed(found: Iterable[Any], path: str, columns: set[str]) -> Iterator[tuple[int, Any]]:
+    """(line from 1, row) of a streamed data set, which must have `columns`.
+
+    Raises:
+        ConfigError: it lacks columns, or the stream breaks off.
+    """
+    line, all_rows = 0, iter(found)
+    try:
+        first = next(all_rows, None)
+        if first is None:
+            raise ConfigError(f"{path}: it holds no row")
+        _check_columns(path, columns, first)
+        for line, row in enumerate(chain([first], all_rows), start=1):
+            yield line, row
+    except ConfigError:
+        raise
+    except Exception as error:  # of the hub client again: network, disk, format
+        raise ConfigError(
+            f"data set '{path}' broke off after row {line}: {_first_line(error)}"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
