@@ -2,32 +2,30 @@
 
 What it adds to DeepSpeed: micro-batch counts may differ between ranks (short ranks run dummies of
 weight zero, or the collective reductions would wait for ever), losses are normalised over the
-*global* batch, and a checkpoint carries the hashes of what it saved, checked on restore.
+*global* batch, and checkpoints fit any ZeRO stage and number of ranks (`checkpoint.py`).
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
-import random
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import ray
 import torch
-import xxhash
 from torch import nn
 
 from grm_ray.config.schema import Optimizer
 from grm_ray.objectives.schedules import cosine_with_warmup
+from grm_ray.training import checkpoint
+from grm_ray.training.checkpoint import CheckpointMismatch
+from grm_ray.training.state import TrainedState
 
-
-class CheckpointMismatch(ValueError):
-    """What was read back is not what the live process had when it saved."""
+Batch = TypeVar("Batch")
 
 
 def address() -> tuple[str, int]:
@@ -84,7 +82,12 @@ def _unlink_deepspeed_buffers(host: str, port: int) -> None:
 
 
 class ZeroEngine:
-    """`module` under ZeRO with AdamW; its learning rate follows a cosine over `total_steps`."""
+    """`module` under ZeRO with AdamW; its learning rate follows a cosine over `total_steps`.
+
+    At stage 3 every rank holds a part of each weight, and a forward pass is a meeting of all ranks:
+    call the engine, never a part of `module`, and equally often everywhere (`rounds`). Modules
+    that read other modules' parameters name them in a method `external_parameters`.
+    """
 
     def __init__(self, module: nn.Module, config: Optimizer, dtype: str, total_steps: int) -> None:
         import deepspeed
@@ -103,26 +106,38 @@ class ZeroEngine:
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=self._deepspeed_config(dtype)
         )
+        if config.zero_stage == 3:
+            for part in module.modules():
+                for parameter in getattr(part, "external_parameters", list)():
+                    deepspeed.zero.register_external_parameter(part, parameter)
+        self._state = TrainedState(self._engine, config.zero_stage)
         self.device = self._engine.device
         self.world = torch.distributed.get_world_size()
         self.rank = torch.distributed.get_rank()
 
     def _deepspeed_config(self, dtype: str) -> dict[str, Any]:
-        config = {
+        cuda = torch.cuda.is_available()
+        zero: dict[str, Any] = {
+            "stage": self._config.zero_stage,
+            "overlap_comm": cuda,
+            "contiguous_gradients": True,
+        }
+        host = {"device": "cpu", "pin_memory": cuda}
+        if self._config.offload != "none":
+            zero["offload_optimizer"] = host
+        if self._config.offload == "all":
+            zero["offload_param"] = host
+        return {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,  # the boundary is set by hand in `update`
             "gradient_clipping": self._config.max_grad_norm,
             "bf16": {"enabled": dtype == "bfloat16"},
-            "zero_optimization": {
-                "stage": self._config.zero_stage,
-                "overlap_comm": torch.cuda.is_available(),
-                "contiguous_gradients": True,
-            },
+            "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # one AdamW for all, or their steps would differ
             "steps_per_print": 10**9,
             "wall_clock_breakdown": False,
         }
-        return config
 
     @property
     def module(self) -> nn.Module:
@@ -162,10 +177,12 @@ class ZeroEngine:
         )
         for group in self._optimizer.param_groups:
             group["lr"] = lr
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)  # at stage 0, the only one that is known
         self._engine.step()
         self.steps += 1
-        norm = self._engine.get_global_grad_norm()
-        return {"lr": lr, "grad_norm": float(norm) if norm is not None else float("nan")}
+        known = self._engine.get_global_grad_norm()
+        return {"lr": lr, "grad_norm": float(norm if known is None else known)}
 
     def all_reduce(
         self, values: Sequence[float], op: Any = torch.distributed.ReduceOp.SUM
@@ -177,93 +194,62 @@ class ZeroEngine:
         torch.distributed.all_reduce(tensor, op)
         return tensor.tolist()
 
+    def rounds(self, batches: Sequence[Batch]) -> Iterator[Batch | None]:
+        """This rank's `batches`; at stage 3 then None, until every rank has had equally many.
+
+        For passes without gradients. None stands for a forward pass on whatever there is. Below
+        stage 3 no rank waits for another, and there is no None.
+        """
+        rounds = len(batches)
+        if self._config.zero_stage == 3:
+            rounds = int(self.all_reduce([float(rounds)], torch.distributed.ReduceOp.MAX)[0])
+        for i in range(rounds):
+            yield batches[i] if i < len(batches) else None
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Inside, `module` has its weights whole, to be read and not changed. All ranks enter."""
+        import deepspeed
+
+        whole = deepspeed.zero.GatheredParameters(
+            list(self.module.parameters()), enabled=self._config.zero_stage == 3
+        )
+        with whole:
+            yield
+
     # ------------------------------------------------------------ checkpoints
 
     def save(self, folder: Path, extra: dict[str, Any]) -> dict[str, str]:
-        """Write this rank's share to `folder` with hashes of the live state; returns them."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._engine.save_checkpoint(str(folder), tag="state", exclude_frozen_parameters=True)
-        hashes = self.hashes(extra)
-        rng = {"torch": torch.get_rng_state(), "numpy": np.random.get_state()}
-        if torch.cuda.is_available():
-            rng["cuda"] = torch.cuda.get_rng_state()
-        torch.save(rng, folder / f"rng-{self.rank}.pt")
-        state = {
-            "steps": self.steps,
-            "world": self.world,
-            "python_rng": _jsonable(random.getstate()),
-            "extra": extra,
-            "hashes": hashes,
-        }
-        (folder / f"rank-{self.rank}.json").write_text(json.dumps(state), encoding="utf-8")
-        torch.distributed.barrier()
-        return hashes
+        """Write this rank's share to `folder` with hashes of the live state; returns them.
 
-    def load(self, folder: Path) -> dict[str, Any]:
-        """Restore what `save` wrote, bit for bit; returns `extra`.
+        Args:
+            extra: plain values for `load` to give back, equal on every rank.
+        """
+        return checkpoint.save(self._state, folder, self._facts(extra))
+
+    def load(self, folder: Path, seed: int = 0) -> dict[str, Any]:
+        """Restore what `save` wrote, under any stage, on any number of ranks; returns `extra`.
+
+        Args:
+            seed: of random states on ranks that the checkpoint has none for.
 
         Raises:
-            CheckpointMismatch: other number of ranks, or a hash that differs from the live one.
+            CheckpointMismatch: what was saved is damaged, or is another model's or schedule's.
         """
-        path = folder / f"rank-{self.rank}.json"
-        if not path.exists():
-            raise CheckpointMismatch(f"{folder} was written by fewer ranks than the {self.world}")
-        state = json.loads(path.read_text(encoding="utf-8"))
-        if state["world"] != self.world:
+        facts = checkpoint.load(self._state, folder, seed)
+        if facts["total_steps"] != self._total_steps:
             raise CheckpointMismatch(
-                f"{folder} was written by {state['world']} ranks, this run has {self.world}"
+                f"{folder} is of a run of {facts['total_steps']} steps, not {self._total_steps}"
             )
-        self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
-        rng = torch.load(folder / f"rng-{self.rank}.pt", weights_only=False)
-        torch.set_rng_state(rng["torch"])
-        np.random.set_state(rng["numpy"])
-        if "cuda" in rng:
-            torch.cuda.set_rng_state(rng["cuda"])
-        version, internal, gauss = state["python_rng"]
-        random.setstate((version, tuple(internal), gauss))
-        self.steps = state["steps"]
-        here = self.hashes(state["extra"])
-        wrong = [name for name, value in state["hashes"].items() if here.get(name) != value]
-        if wrong:
-            raise CheckpointMismatch(f"{folder}: restored {', '.join(wrong)} differ from the save")
-        return state["extra"]
+        self.steps = facts["steps"]
+        return facts["extra"]
 
     def hashes(self, extra: dict[str, Any]) -> dict[str, str]:
-        """Fingerprints of weights, optimizer, schedule, random states and `extra`, this rank."""
-        inner = getattr(self._optimizer, "optimizer", self._optimizer)
-        moments: list[torch.Tensor] = []
-        for group in inner.param_groups:
-            for parameter in group["params"]:
-                moments.append(parameter.detach())
-                state = inner.state.get(parameter, {})
-                moments += [torch.as_tensor(state[k]) for k in sorted(state)]
-        trained = [p.detach() for p in self.module.parameters() if p.requires_grad]
-        return {
-            "weights": _hash_tensors(trained),
-            "optimizer": _hash_tensors(moments),
-            "schedule": _hash_text(json.dumps([self.steps, self._total_steps])),
-            "random": _hash_text(
-                _hash_tensors([torch.get_rng_state()])
-                + repr(random.getstate())
-                + repr([np.asarray(x).tolist() for x in np.random.get_state()])
-            ),
-            "normalizers": _hash_text(json.dumps(extra, sort_keys=True)),
-        }
+        """Fingerprints of weights, optimizer, schedule, random states and `extra`.
 
+        Those of the random states are this rank's; the others do not depend on stage and ranks.
+        """
+        return checkpoint.hashes(self._state, self._facts(extra))
 
-def _hash_tensors(tensors: Sequence[torch.Tensor]) -> str:
-    digest = xxhash.xxh3_128()
-    for tensor in tensors:
-        digest.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(memoryview(flat.view(torch.uint8).numpy()))
-    return digest.hexdigest()
-
-
-def _hash_text(text: str) -> str:
-    return xxhash.xxh3_128_hexdigest(text.encode())
-
-
-def _jsonable(state: Any) -> list[Any]:
-    version, internal, gauss = state
-    return [version, list(internal), gauss]
+    def _facts(self, extra: dict[str, Any]) -> dict[str, Any]:
+        return {"steps": self.steps, "total_steps": self._total_steps, "extra": extra}

@@ -1,0 +1,202 @@
+"""From packed pairs to the losses of a reward model: the same lines under Ray and in plain torch.
+
+What a loss needs follows from the names of its parameters (`config.registry.wants`): log-probs of
+rejected answers, a reference model's log-probs or margins are made only for a loss that asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from grm_ray.config.load import ConfigError
+from grm_ray.config.registry import resolve, wants
+from grm_ray.config.schema import PreferenceLoss
+from grm_ray.data.packing import Group, pack
+from grm_ray.objectives.preference import centering, score_l2
+from grm_ray.objectives.regularizers import grm_loss
+
+# What a loss may ask for by the names of its parameters.
+GIVEN_TO_PREFERENCE = frozenset({"chosen_B", "rejected_B", "margin_B", "smoothing_B"})
+GIVEN_TO_REGRESSION = frozenset({"predicted_BA", "labels_BA"})
+GIVEN_TO_REGULARIZER = frozenset(
+    f"{answer}_{what}_B"
+    for answer in ("chosen", "rejected")
+    for what in ("logp", "ref_logp", "tokens")
+) | {"beta"}
+
+# (packed, answers whose log-probs are wanted) -> (scores, their summed log-probs)
+Forward = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Some pairs of one step: prompt with (chosen, rejected), and what the data says of each.
+
+    `reference_B2`: summed log-probs of chosen and rejected under the starting model, in nats.
+    """
+
+    groups: Sequence[Group]
+    margin_B: np.ndarray  # NaN where the data has none
+    smoothing_B: np.ndarray  # NaN: the config's label_smoothing
+    reference_B2: np.ndarray | None = None
+
+    def take(self, rows: Sequence[int]) -> Pairs:
+        return Pairs(
+            [self.groups[i] for i in rows],
+            self.margin_B[rows],
+            self.smoothing_B[rows],
+            None if self.reference_B2 is None else self.reference_B2[rows],
+        )
+
+
+class RewardLoss:
+    """The loss of a config: which functions, and what they need.
+
+    Raises:
+        ConfigError: an unknown name of a loss or regulariser.
+    """
+
+    def __init__(self, config: PreferenceLoss) -> None:
+        self._config = config
+        self._preference = resolve("preference loss", config.preference)
+        regularize = config.regularizer is not None and config.alpha > 0
+        self._regularizer = resolve("regularizer", config.regularizer) if regularize else None
+        self.regression = config.preference == "regression"
+        given = GIVEN_TO_REGRESSION if self.regression else GIVEN_TO_PREFERENCE
+        self._wants = _required(self._preference, given, f"preference loss {config.preference}")
+        if self._regularizer is not None:
+            self._wants |= _required(
+                self._regularizer, GIVEN_TO_REGULARIZER, f"regularizer {config.regularizer}"
+            )
+
+    @property
+    def needs_margin(self) -> bool:
+        return "margin_B" in self._wants or self._config.normalize_by == "margins"
+
+    @property
+    def needs_reference(self) -> bool:
+        return bool({"chosen_ref_logp_B", "rejected_ref_logp_B"} & self._wants)
+
+    def logprobs_of(self, pairs: int) -> Sequence[int] | None:
+        """The answers whose log-probs the loss needs, of `pairs` packed one after another."""
+        if self._regularizer is None:
+            return None
+        both = bool({"rejected_logp_B", "rejected_ref_logp_B"} & self._wants)
+        return range(2 * pairs) if both else range(0, 2 * pairs, 2)
+
+    def pairs(
+        self, forward: Forward, pairs: Pairs, device: torch.device | str, **more: Any
+    ) -> dict[str, torch.Tensor]:
+        """Per-pair values `(B,)`, fp32: preference, regularizer, loss, margin of the scores.
+
+        `loss` is `(1 - alpha) * preference + alpha * regularizer`, not reduced.
+        """
+        wanted = self.logprobs_of(len(pairs.groups))
+        scores, logp = forward(pack(pairs.groups).to(device), wanted, **more)
+        return self.of_scores(scores, logp, pairs)
+
+    def of_scores(
+        self, scores_A: torch.Tensor, logp_C: torch.Tensor | None, pairs: Pairs
+    ) -> dict[str, torch.Tensor]:
+        """The values of `pairs` from scores (chosen, rejected, chosen, ...) and log-probs."""
+        config = self._config
+        chosen, rejected = scores_A[0::2], scores_A[1::2]
+        given = self._given(pairs, scores_A.device)
+        if logp_C is not None:
+            both = len(logp_C) == len(scores_A)
+            given["chosen_logp_B"] = logp_C[0::2] if both else logp_C
+            if both:
+                given["rejected_logp_B"] = logp_C[1::2]
+        preference = _call(self._preference, {"chosen_B": chosen, "rejected_B": rejected, **given})
+        if config.centering:
+            preference = preference + config.centering * centering(chosen, rejected)
+        if config.score_l2:
+            preference = preference + config.score_l2 * score_l2(chosen, rejected)
+        regularizer = None if self._regularizer is None else _call(self._regularizer, given)
+        return {
+            "loss": grm_loss(
+                preference, regularizer, config.alpha if regularizer is not None else 0.0
+            ),
+            "preference": preference,
+            "regularizer": torch.zeros_like(preference) if regularizer is None else regularizer,
+            "margin": chosen - rejected,
+        }
+
+    def shares(self, values: dict[str, torch.Tensor], totals: tuple[float, float]) -> torch.Tensor:
+        """This micro-batch's share of the step's loss: a scalar to go backward from.
+
+        Args:
+            totals: what the preference loss and the regulariser are divided by: the step's margins
+                (or pairs), and its pairs.
+        """
+        preference, regularizer = values["preference"].sum() / totals[0], None
+        if self._regularizer is None:
+            return preference
+        regularizer = values["regularizer"].sum() / totals[1]
+        return grm_loss(preference, regularizer, self._config.alpha)
+
+    def _given(self, pairs: Pairs, device: torch.device) -> dict[str, torch.Tensor | float | None]:
+        def floats(array: np.ndarray) -> torch.Tensor:
+            return torch.as_tensor(array, dtype=torch.float32, device=device)
+
+        smoothing = np.where(
+            np.isnan(pairs.smoothing_B), self._config.label_smoothing, pairs.smoothing_B
+        )
+        given: dict[str, torch.Tensor | float | None] = {
+            "beta": self._config.beta,
+            # A loss that can do without margins gets them only where every pair has one.
+            **({} if np.isnan(pairs.margin_B).any() else {"margin_B": floats(pairs.margin_B)}),
+            "smoothing_B": floats(smoothing) if smoothing.any() else None,
+            "chosen_tokens_B": floats(np.array([len(a[0]) for _, a in pairs.groups])),
+            "rejected_tokens_B": floats(np.array([len(a[1]) for _, a in pairs.groups])),
+        }
+        if pairs.reference_B2 is not None:
+            given["chosen_ref_logp_B"] = floats(pairs.reference_B2[:, 0])
+            given["rejected_ref_logp_B"] = floats(pairs.reference_B2[:, 1])
+        return given
+
+
+def _required(function: Callable[..., Any], given: frozenset[str], what: str) -> frozenset[str]:
+    """What `function` cannot do without.
+
+    Raises:
+        ConfigError: it needs something that nobody can bring.
+    """
+    required = wants(function, optional=False)
+    if unknown := sorted(required - given):
+        raise ConfigError(
+            f"{what}: takes {', '.join(unknown)}, which is not to be had; a function may name "
+            f"{', '.join(sorted(given))}"
+        )
+    return required
+
+
+def _call(function: Callable[..., torch.Tensor], given: dict[str, Any]) -> torch.Tensor:
+    """`function` with what it names of `given`."""
+    return function(**{name: given[name] for name in wants(function) if name in given})
+
+
+def gradient_ratio(
+    loss: RewardLoss, model: Any, pairs: Pairs, alpha: float, device: torch.device | str
+) -> float:
+    """How strongly the regulariser pulls at the hidden states beside the preference loss.
+
+    |alpha * d regularizer / d hidden| / |(1 - alpha) * d preference / d hidden|, both summed over
+    `pairs`; one forward pass through the backbone without gradient.
+    """
+    packed = pack(pairs.groups).to(device)
+    with torch.no_grad():
+        hidden_TH = model.hidden(packed)
+    hidden_TH.requires_grad_(True)
+    values = loss.of_scores(
+        *model.heads(hidden_TH, packed, loss.logprobs_of(len(pairs.groups))), pairs
+    )
+    (of_preference,) = torch.autograd.grad(values["preference"].sum(), hidden_TH, retain_graph=True)
+    (of_regularizer,) = torch.autograd.grad(values["regularizer"].sum(), hidden_TH)
+    below = float((1 - alpha) * of_preference.float().norm())
+    return float(alpha * of_regularizer.float().norm()) / max(below, 1e-12)
