@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,23 +81,48 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
     return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
-def load_causal_lm(model: Model, path: str | None = None) -> nn.Module:
-    """`model` with its language head, LoRA applied, ready to train; eager weights in its dtype."""
+def load_causal_lm(
+    model: Model,
+    path: str | None = None,
+    language_head: bool = True,
+    beside: Collection[str] = (),
+) -> nn.Module:
+    """`model` with its language head, LoRA applied, ready to train; eager weights in its dtype.
+
+    Args:
+        language_head: whether the files must have one; without, it is left as noise.
+        beside: names of tensors in the files that belong to no language model.
+
+    Raises:
+        ConfigError: weights that are missing or left over, or a model of a kind that is not
+            supported.
+    """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     from grm_ray.models import attention
 
-    lm = AutoModelForCausalLM.from_pretrained(
-        path or resolve(model.path),
-        dtype=getattr(torch, resolve_dtype(model.dtype)),
-        attn_implementation=attention.NAME,
-        trust_remote_code=model.trust_remote_code,
-    )
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is missing and left over is judged here
+    try:
+        lm, found = AutoModelForCausalLM.from_pretrained(
+            path or resolve(model.path),
+            dtype=getattr(torch, resolve_dtype(model.dtype)),
+            attn_implementation=attention.NAME,
+            trust_remote_code=model.trust_remote_code,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:500]
+        raise ConfigError(f"model {model.path}: cannot be loaded ({said})") from None
+    finally:
+        logging.set_verbosity(before)
+    _check_weights(lm, found, model.path, language_head, beside)
     wrong = unsupported(lm.config.to_dict())
     if wrong:
         raise ConfigError(f"model {model.path}: {wrong}")
     lm.config.use_cache = False
-    if not _packs(lm):
+    if not packs(lm):
         raise ConfigError(
             f"model {model.path}: answers that share their prompt get other hidden states than "
             "alone (its attention is not transformers' pluggable one); it is not supported yet"
@@ -111,8 +136,32 @@ def load_causal_lm(model: Model, path: str | None = None) -> nn.Module:
     return lm
 
 
+def _check_weights(
+    lm: nn.Module,
+    found: dict[str, Any],
+    path: str,
+    language_head: bool,
+    beside: Collection[str],
+) -> None:
+    missing = set(found["missing_keys"])
+    if not language_head:
+        speaking = lm.get_output_embeddings()
+        missing -= {
+            f"{name}.{leaf}"
+            for name, module in lm.named_modules()
+            if module is speaking
+            for leaf, _ in module.named_parameters()
+        }
+    left = {n for n in set(found["unexpected_keys"]) - set(beside) if not n.endswith("inv_freq")}
+    if missing or left:
+        raise ConfigError(
+            f"model {path}: the backbone's weights do not fit: missing {sorted(missing)[:5]} (they "
+            f"would start as noise), left over {sorted(left)[:5]}"
+        )
+
+
 @torch.no_grad()
-def _packs(lm: nn.Module) -> bool:
+def packs(lm: nn.Module) -> bool:
     """Whether a packed answer gets the hidden states that it has alone.
 
     A layer that mixes tokens without our attention (a state-space layer, an attention of a model's

@@ -1,4 +1,4 @@
-"""Scalar heads on a hidden state: the reward head and the value head are the same thing."""
+"""Heads on a hidden state: the reward head and the value head are the same thing."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from grm_ray.config.schema import Head
 
 
 class ScalarHead(nn.Module):
-    """`(..., H)` -> `(...)`: dropout, then a linear map without bias, or H -> hidden -> ReLU -> 1.
+    """`(..., H)` -> `(...)`: dropout, then a linear map, or H -> hidden -> ReLU -> 1.
 
     The linear form has no bias, as transformers' sequence classification has none: a constant
-    cancels in every preference loss.
+    cancels in every preference loss. With `attributes`, A of them, `(..., H)` -> `(..., A)`.
     """
 
     def __init__(self, hidden_size: int, head: Head) -> None:
         super().__init__()
         self.dropout = nn.Dropout(head.dropout)
+        self.outputs = len(head.attributes) or 1
+        self.weights = tuple(head.weights)
         if head.kind == "linear":
-            self.layers = nn.Sequential(nn.Linear(hidden_size, 1, bias=False))
+            self.layers = nn.Sequential(nn.Linear(hidden_size, self.outputs, bias=head.bias))
             # Small start: scores begin near 0, so that the first loss is near log 2.
             nn.init.normal_(self.layers[0].weight, std=1 / (hidden_size + 1))
         else:
             self.layers = nn.Sequential(
-                nn.Linear(hidden_size, head.hidden), nn.ReLU(), nn.Linear(head.hidden, 1)
+                nn.Linear(hidden_size, head.hidden), nn.ReLU(), nn.Linear(head.hidden, self.outputs)
             )
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -36,4 +38,12 @@ class ScalarHead(nn.Module):
                 x = nn.functional.linear(x, layer.weight.float(), bias)
             else:
                 x = layer(x)
-        return x.squeeze(-1)
+        return x if self.weights else x.squeeze(-1)
+
+    def external_parameters(self) -> list[nn.Parameter]:
+        """Parameters of other modules that `forward` reads: ZeRO-3 has to be told of them."""
+        return list(self.layers.parameters())
+
+    def score(self, outputs: torch.Tensor) -> torch.Tensor:
+        """What pairs are compared by: `outputs` itself, or the attributes' weighted sum."""
+        return outputs @ outputs.new_tensor(self.weights) if self.weights else outputs

@@ -28,24 +28,51 @@ class RewardModel(nn.Module):
         self.head.to(next(lm.parameters()).dtype)
 
     def forward(
-        self, packed: Packed, logprobs_of: Sequence[int] | None = None
+        self,
+        packed: Packed | None,
+        logprobs_of: Sequence[int] | None = None,
+        features_AH: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scores of all answers, and the summed log-probs of some.
 
         Args:
             packed: prompts with their A answers; an answer is scored at its last token.
             logprobs_of: the C answers whose log-probs are wanted; None: no language head at all.
+            features_AH: hidden states at the answers' last tokens, where a frozen backbone made
+                them before; `packed` may then be None.
 
         Returns:
-            `scores_A` and `logprobs_C` (nats, or None), both fp32.
+            `scores_A` (with attributes: `(A, attributes)`) and `logprobs_C` (nats, or None), fp32.
         """
-        hidden_TH = hidden_states(self.lm, packed)
+        if features_AH is not None:
+            return self.head(features_AH), None
+        assert packed is not None
+        return self.heads(self.hidden(packed), packed, logprobs_of)
+
+    def external_parameters(self) -> list[nn.Parameter]:
+        """Parameters of other modules that `forward` reads: ZeRO-3 has to be told of them."""
+        return head_parameters(self.lm)
+
+    def hidden(self, packed: Packed) -> torch.Tensor:
+        """Hidden states `(T, H)` that both heads read."""
+        return hidden_states(self.lm, packed)
+
+    def heads(
+        self, hidden_TH: torch.Tensor, packed: Packed, logprobs_of: Sequence[int] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What `forward` gives, from hidden states."""
         scores_A = self.head(hidden_TH[packed.last_A])
         if logprobs_of is None:
             return scores_A, None
         logp_N, owner_N, _ = answer_logprobs(self.lm, hidden_TH, packed, answers=logprobs_of)
         sums_C = torch.zeros(len(logprobs_of), dtype=logp_N.dtype, device=logp_N.device)
         return scores_A, sums_C.index_add(0, owner_N, logp_N)
+
+
+def head_parameters(lm: nn.Module) -> list[nn.Parameter]:
+    """What `answer_logprobs` reads of the language head, without calling it."""
+    head = unwrap(lm).get_output_embeddings()
+    return [head.weight] if head.bias is None else [head.weight, head.bias]
 
 
 def answer_logprobs(

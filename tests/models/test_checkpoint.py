@@ -1,9 +1,52 @@
-"""What is saved can be loaded, whatever memory the weights lie in."""
+"""What is saved can be loaded and scores the same, and a folder that is not whole is refused."""
 
+import json
+import shutil
+
+import numpy as np
+import peft
+import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grm_ray.models.checkpoint import save_causal_lm
+from grm_ray.config.schema import Head, Lora
+from grm_ray.data.chat import ScoringContract
+from grm_ray.models.checkpoint import (
+    ADAPTER,
+    HEAD_FILE,
+    META_FILE,
+    _fingerprint,
+    check_reward_model,
+    load_reward_model,
+    reward_contract,
+    save_causal_lm,
+    save_reward_model,
+)
+from grm_ray.models.reward_model import RewardModel
+from tests.models.scoring import packed_scores, reward_model
+
+HEADS = {
+    "linear": Head(),
+    "bias": Head(bias=True),
+    "mlp": Head(kind="mlp", hidden=32, dropout=0.5),
+    "attributes": Head(attributes=["help", "facts", "length"], weights=[0.7, 1.5, -0.25]),
+    "mlp of attributes": Head(kind="mlp", hidden=32, attributes=["a", "b"], weights=[1.0, -1.0]),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model):
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture
+def saved(tiny_model, tokenizer, tmp_path):
+    """A reward model's folder."""
+    contract = ScoringContract.of(tokenizer, 512, "left")
+    model = reward_model(tiny_model, Head())
+    save_reward_model(model, Head(), tokenizer, contract, tmp_path / "model", "# card\n")
+    return tmp_path / "model"
 
 
 def test_weights_that_are_views_of_one_buffer_are_saved(tiny_model, tmp_path):
@@ -20,3 +63,131 @@ def test_weights_that_are_views_of_one_buffer_are_saved(tiny_model, tmp_path):
     assert found.keys() == wanted.keys()
     for name, weight in wanted.items():
         torch.testing.assert_close(found[name], weight, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_every_head_comes_back(tiny_model, tokenizer, tmp_path, head):
+    contract = ScoringContract.of(tokenizer, 512, "left")
+    model = reward_model(tiny_model, head)
+    made = save_reward_model(model, head, tokenizer, contract, tmp_path / "model", "")
+    loaded, read, fingerprint = load_reward_model(tmp_path / "model", "float32")
+    assert (read, fingerprint) == (contract, made)
+    assert check_reward_model(tmp_path / "model") == {
+        "head": head.model_dump(),
+        "language_head": True,
+        "fingerprint": made,
+    }
+    scores = packed_scores(model, tokenizer, contract)
+    np.testing.assert_array_equal(packed_scores(loaded, tokenizer, contract), scores)
+
+
+def test_a_head_tensor_that_is_missing_or_left_over_is_named(saved):
+    rewrite_head(saved, {})
+    with pytest.raises(ValueError, match="missing \\['layers.0.weight'\\]"):
+        load_reward_model(saved, "float32")
+    rewrite_head(saved, {"layers.0.weight": torch.zeros(1, 128), "layers.2.bias": torch.zeros(1)})
+    with pytest.raises(ValueError, match="left over \\['layers.2.bias'\\]"):
+        load_reward_model(saved, "float32")
+    rewrite_head(saved, {"layers.0.weight": torch.zeros(1, 64)})
+    with pytest.raises(ValueError, match="of another shape"):
+        load_reward_model(saved, "float32")
+
+
+def rewrite_head(folder, tensors):
+    """As somebody would who also knows of the fingerprint."""
+    save_file(tensors, folder / HEAD_FILE)
+    meta = json.loads((folder / META_FILE).read_text())
+    (folder / META_FILE).write_text(json.dumps(meta | {"fingerprint": _fingerprint(folder)}))
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda folder: turn_a_bit(folder / "model.safetensors"),
+        lambda folder: turn_a_bit(folder / HEAD_FILE),
+        lambda folder: (folder / "model.safetensors").unlink(),
+        lambda folder: ScoringContract("t", "v", 9, 77, "left").save(folder),
+    ],
+    ids=["another weight", "another head", "no weights", "another contract"],
+)
+def test_a_folder_that_is_not_as_it_was_written_is_refused(saved, harm):
+    load_reward_model(saved, "float32")
+    harm(saved)
+    with pytest.raises(ValueError, match="copied in part, or changed"):
+        load_reward_model(saved, "float32")
+
+
+def turn_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", [META_FILE, HEAD_FILE, "config.json", "scoring_contract.json"])
+def test_a_file_that_is_missing_is_named(saved, name):
+    (saved / name).unlink()
+    with pytest.raises(ValueError, match=f"has no {name}"):
+        load_reward_model(saved, "float32")
+
+
+def test_a_description_that_cannot_be_read_is_refused(saved):
+    for content in ("[]", "{", '{"head": {"kind": "round"}}', '{"format": 9}'):
+        (saved / META_FILE).write_text(content)
+        with pytest.raises(ValueError, match=f"{META_FILE}: damaged"):
+            check_reward_model(saved)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        load_reward_model(tmp_path / "nothing")
+
+
+def test_a_folder_of_an_earlier_format_still_loads(saved):
+    """Without the fields that came later."""
+    meta = json.loads((saved / META_FILE).read_text())
+    del meta["language_head"]
+    meta["head"] = {k: meta["head"][k] for k in ("kind", "hidden", "dropout")}
+    (saved / META_FILE).write_text(json.dumps(meta))
+    load_reward_model(saved, "float32")
+    assert reward_contract(saved).max_length == 512
+
+
+def test_base_adapter_and_head_score_as_the_merged_folder(tiny_model, tokenizer, tmp_path):
+    head, contract = Head(), ScoringContract.of(tokenizer, 512, "left")
+    model = reward_model(tiny_model, head, lora=Lora(rank=4, alpha=8, dropout=0.0))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # begins at zero: no adapter at all
+            parameter.data.normal_(std=0.05)
+    untrained = {n: p for n, p in model.lm.get_base_model().named_parameters() if "lora" not in n}
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    base.load_state_dict({n.replace(".base_layer", ""): p for n, p in untrained.items()}, False)
+    folder = tmp_path / "model"
+    save_reward_model(model, head, tokenizer, contract, folder, "", adapter=True)
+    scores = packed_scores(load_reward_model(folder, "float32")[0], tokenizer, contract)
+    np.testing.assert_allclose(packed_scores(model, tokenizer, contract), scores, atol=1e-4)
+
+    base.set_attn_implementation("grm_ray_packed")
+    alone = RewardModel(base, head).eval()
+    alone.head.load_state_dict(load_file(folder / HEAD_FILE))
+    assert np.abs(packed_scores(alone, tokenizer, contract) - scores).max() > 0.01
+    alone.lm = peft.PeftModel.from_pretrained(base, folder / ADAPTER).eval()
+    np.testing.assert_allclose(packed_scores(alone, tokenizer, contract), scores, atol=1e-4)
+
+
+def test_an_adapter_of_a_model_that_has_none_is_refused(tiny_model, tokenizer, tmp_path):
+    contract = ScoringContract.of(tokenizer, 512, "left")
+    model = reward_model(tiny_model, Head())
+    with pytest.raises(ValueError, match="no adapter to save"):
+        save_reward_model(model, Head(), tokenizer, contract, tmp_path / "m", "", adapter=True)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_saved_anew_takes_the_place_of_the_old(saved, tiny_model, tokenizer):
+    before = check_reward_model(saved)["fingerprint"]
+    shutil.copytree(saved, saved.with_name("copy"))
+    model = reward_model(tiny_model, Head(bias=True))
+    contract = ScoringContract.of(tokenizer, 256, "right")
+    save_reward_model(model, Head(bias=True), tokenizer, contract, saved, "")
+    assert check_reward_model(saved)["fingerprint"] != before
+    assert load_reward_model(saved.with_name("copy"), "float32")[2] == before
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["copy", "model"]

@@ -1,0 +1,35 @@
+"""Scores of token rows: no prompt twice, no padding, no language head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from grm_ray.data.packing import group_tokens, micro_batches, pack, share_prompts
+from grm_ray.models.reward_model import RewardModel
+
+Row = tuple[np.ndarray, np.ndarray]
+
+
+@torch.inference_mode()
+def score_rows(
+    model: RewardModel, rows: Sequence[Row], budget: int, device: torch.device | str = "cpu"
+) -> np.ndarray:
+    """One raw score a row, fp32, in the rows' order.
+
+    Args:
+        model: in eval mode, on `device`.
+        rows: tokens of (prompt, answer), closed by the scoring contract; rows of equal prompts
+            share it, wherever they stand.
+        budget: tokens of one pass through the backbone.
+    """
+    scores = np.zeros(len(rows), np.float32)
+    numbers = share_prompts([p for p, _ in rows], [len(a) for _, a in rows], budget)
+    groups = [(rows[group[0]][0], [rows[i][1] for i in group]) for group in numbers]
+    for batch in micro_batches([group_tokens(group) for group in groups], budget):
+        outputs, _ = model(pack([groups[g] for g in batch]).to(device))
+        values = model.head.score(outputs).float().numpy(force=True)
+        scores[[i for g in batch for i in numbers[g]]] = values
+    return scores
