@@ -21,7 +21,7 @@ FLOORS = [
     "study",
     "config",
 ]
-JOBS = {"ppo", "rm", "report", "command"}
+JOBS = {"ppo", "rm", "evaluate", "run_study", "curate", "export", "report", "command"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

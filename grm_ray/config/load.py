@@ -44,7 +44,7 @@ def load(schema: type[J], path: str | Path, overrides: list[str] | None = None) 
     path = Path(path)
     raw = _read(path)
     for override in overrides or []:
-        _apply(raw, override)
+        _override(raw, override)
     return validate(schema, raw, str(path))
 
 
@@ -82,10 +82,12 @@ def _names(folder: Path) -> list[str]:
     return [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else []
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
-    key, sign, value = override.partition("=")
-    if not sign or not key:
-        raise ConfigError(f"override '{override}': write key.path=value")
+def apply(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Set `key.path` of a config that is not validated yet.
+
+    Raises:
+        ConfigError: a part of the path is a value.
+    """
     *parents, last = key.split(".")
     node = raw
     for depth, parent in enumerate(parents):
@@ -94,11 +96,18 @@ def _apply(raw: dict[str, Any], override: str) -> None:
             child = node[parent] = {}
         if not isinstance(child, dict):
             raise ConfigError(
-                f"override '{override}': {'.'.join(parents[: depth + 1])} is a value, not a section"
+                f"override '{key}': {'.'.join(parents[: depth + 1])} is a value, not a section"
             )
         node = child
+    node[last] = value
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, sign, value = override.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"override '{override}': write key.path=value")
     try:
-        node[last] = yaml.safe_load(value)
+        apply(raw, key, yaml.safe_load(value))
     except yaml.YAMLError:
         raise ConfigError(f"override '{override}': the value is not valid YAML") from None
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from grm_ray.config import registry
+from grm_ray.config.judging import CurateJob, EvaluateJob, StudyJob
 from grm_ray.config.load import ConfigError
 from grm_ray.config.schema import Job, Model, PpoJob, RewardModelJob, Source, Workers
 from grm_ray.data import sources
 from grm_ray.data.chat import ScoringContract
 from grm_ray.models import backbone
-from grm_ray.models.checkpoint import check_reward_model
+from grm_ray.models.checkpoint import check_reward_model, reward_contract
 from grm_ray.runtime.placement import Bundle, Node, bundles, fit
 from grm_ray.runtime.tracking import check_backends
+from grm_ray.training.reward_loss import RewardLoss
+
+# Columns of a preference pair in the common format.
+PAIR = {"chosen", "rejected"}
 
 
 @dataclass
@@ -40,7 +46,7 @@ class Plan:
 
 
 def roles(config: Job) -> dict[str, Workers]:
-    """role -> its workers, for either job."""
+    """role -> its workers; a job that only starts other jobs has none of its own."""
     if isinstance(config, PpoJob):
         workers = config.workers
         return {
@@ -48,8 +54,9 @@ def roles(config: Job) -> dict[str, Workers]:
             "rollout": workers.rollout,
             "scorer": workers.scorer,
         }
-    assert isinstance(config, RewardModelJob)
-    return {"trainer": config.workers}
+    if isinstance(config, EvaluateJob):
+        return {"scorer": config.workers}
+    return {"trainer": config.workers} if isinstance(config, RewardModelJob) else {}
 
 
 def check(config: Job, cluster: list[Node] | None = None, elsewhere: bool = False) -> Plan:
@@ -69,6 +76,14 @@ def check(config: Job, cluster: list[Node] | None = None, elsewhere: bool = Fals
             _reward_model(config, plan)
         elif isinstance(config, PpoJob):
             _ppo(config, plan, elsewhere)
+        elif isinstance(config, EvaluateJob):
+            for path in config.models.values():
+                _saved_model(path, config.scoring.trust_remote_code, plan)
+            _sets(config.sets, plan)
+        elif isinstance(config, StudyJob):
+            _sets(config.sets, plan)
+        elif isinstance(config, CurateJob):
+            _data(config.data, PAIR, plan)
     except ConfigError:
         raise
     except ValueError as error:
@@ -80,15 +95,13 @@ def check(config: Job, cluster: list[Node] | None = None, elsewhere: bool = Fals
 
 
 def _reward_model(config: RewardModelJob, plan: Plan) -> None:
-    registry.resolve("preference loss", config.loss.preference)
-    if config.loss.regularizer is not None:
-        registry.resolve("regularizer", config.loss.regularizer)
+    loss = RewardLoss(config.loss)
     _model(config.model, plan)
-    _data(config.data.train, {"chosen", "rejected"}, plan)
-    if config.data.eval is not None:
-        _data(config.data.eval, {"chosen", "rejected"}, plan)
-    elif config.data.holdout == 0:
-        raise ConfigError("data.holdout: 0 and data.eval: null leave nothing to evaluate on")
+    for source in config.data.train:
+        _data(source, {"prompt", *config.head.attributes} if loss.regression else PAIR, plan)
+    _sets(config.data.eval, plan)
+    if not config.data.eval and config.data.holdout == 0:
+        raise ConfigError("data.holdout: 0 and no data.eval leave nothing to evaluate on")
 
 
 def _ppo(config: PpoJob, plan: Plan, elsewhere: bool) -> None:
@@ -98,24 +111,45 @@ def _ppo(config: PpoJob, plan: Plan, elsewhere: bool) -> None:
     _data(config.data.train, {"prompt"}, plan)
     if config.data.eval is not None:
         _data(config.data.eval, {"prompt"}, plan)
-    folder = Path(config.reward.path).expanduser()
-    if folder.is_dir():
-        check_reward_model(folder)
+    path = config.reward.path
+    if backbone.is_hub_id(path) or Path(path).expanduser().is_dir():
+        contract = _saved_model(path, config.policy.trust_remote_code, plan)
         longest = config.data.max_prompt_length + config.rollout.max_new_tokens + 1
-        reads = ScoringContract.load(folder).max_length
-        if longest > reads:
+        if contract is not None and longest > contract.max_length:
             raise ConfigError(
-                f"reward.path: {folder} reads {reads} tokens, but data.max_prompt_length + "
-                f"rollout.max_new_tokens + 1 is {longest}; lower one of them"
+                f"reward.path: {path} reads {contract.max_length} tokens, but "
+                f"data.max_prompt_length + rollout.max_new_tokens + 1 is {longest}; lower one of "
+                "them"
             )
-        plan.reads.append(f"reward model {folder}")
-    elif elsewhere and config.reward.path.startswith(f"{config.runs}/"):
-        plan.unchecked.append(f"reward model {folder} (a run's output, not on this machine)")
+    elif elsewhere and path.startswith(f"{config.runs}/"):
+        plan.unchecked.append(f"reward model {path} (a run's output, not on this machine)")
     else:
         raise ConfigError(
-            f"reward.path: folder {folder} does not exist; train one first "
+            f"reward.path: folder {path} does not exist; train one first "
             f"(python -m grm_ray.rm) or name an existing reward model"
         )
+
+
+def _sets(sets: Mapping[str, Source], plan: Plan) -> None:
+    for source in sets.values():
+        _data(source, PAIR, plan)
+
+
+def _saved_model(path: str, trust_remote_code: bool, plan: Plan) -> ScoringContract | None:
+    """A reward model's contract, which its tokenizer must fit; None for a hub id.
+
+    Raises:
+        ValueError: no reward model there, or one whose tokenizer builds other sequences.
+    """
+    if backbone.is_hub_id(path):
+        plan.unchecked.append(f"reward model '{path}' (hub id: not looked up)")
+        return None
+    check_reward_model(path)
+    contract = reward_contract(path, trust_remote_code)
+    folder = str(Path(path).expanduser())
+    contract.check(backbone.load_tokenizer(folder, trust_remote_code))
+    plan.reads.append(f"reward model {path}")
+    return contract
 
 
 def _model(model: Model, plan: Plan) -> None:

@@ -57,7 +57,7 @@ def run(config: PpoJob, resume: bool = False) -> Path:
     quarantine = Quarantine()
     train, held_out = read_prompts(config, quarantine)
     path = backbone.resolve(config.policy.path)
-    reward = check_reward_model(Path(config.reward.path).expanduser())
+    reward = check_reward_model(config.reward.path)
     identity = {
         "policy model": model_identity(path),
         "reward model": reward["fingerprint"],

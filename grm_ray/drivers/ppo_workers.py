@@ -11,6 +11,7 @@ import ray
 
 from grm_ray.config.schema import PpoJob, Workers
 from grm_ray.drivers.groups import Group
+from grm_ray.models.checkpoint import local_folder
 from grm_ray.runtime import cluster
 from grm_ray.runtime.placement import Bundle
 from grm_ray.runtime.pool import DEATHS, Pool, PoolFailed
@@ -153,7 +154,7 @@ class PpoCast:
     def _spawn_scorer(self, slot: int) -> tuple[Any, Any]:
         workers, reward = self._config.workers.scorer, self._config.reward
         worker = Scorer.options(**self._options("scorer", slot, workers)).remote(
-            str(Path(reward.path).expanduser().resolve()),
+            str(local_folder(reward.path).resolve()),
             reward.dtype,
             self._path,
             reward.true_reward,

@@ -10,8 +10,8 @@ from grm_ray.config.load import ConfigError, dump
 from grm_ray.config.schema import Job
 from grm_ray.runtime.snapshot import Snapshots
 
-# What may differ between a run and its resumption: where things run and what is shown. The ranks
-# of a ZeRO group hold a share each, so their number stays.
+# What may differ between a run and its resumption: where things run, in what ZeRO stage and on how
+# many ranks, and what is shown. Of PPO's learner the number of ranks stays, until that is tested.
 FREE_TO_CHANGE = (
     "name",
     "runs",
@@ -20,8 +20,11 @@ FREE_TO_CHANGE = (
     "workers",
     "evaluation.every",
     "timeout_s",
+    "training.optimizer.zero_stage",
+    "training.optimizer.offload",
+    "training.optimizer.tokens_per_micro_batch",
 )
-FIXED = ("workers.count", "workers.learner.count")
+FIXED = ("workers.learner.count",)
 
 
 def open_run(config: Job, resume: bool) -> Path:
@@ -83,13 +86,22 @@ def saved_state(
             f"--resume: {Path(config.runs).expanduser() / config.name} holds no checkpoint "
             f"(checkpoint.every: {config.checkpoint.every}); start it without --resume"
         )
+    check_identity(saved, identity)
+    check_same_run(saved[1]["config"], config)
+    return saved
+
+
+def check_identity(saved: tuple[Path, dict], identity: dict[str, str]) -> None:
+    """Refuse a checkpoint that was made with other models or data.
+
+    Raises:
+        ConfigError: naming what is another.
+    """
     for what, mine in identity.items():
         if saved[1]["identity"].get(what) != mine:
             raise ConfigError(
                 f"--resume: {saved[0]} was made with another {what} than the config's"
             )
-    check_same_run(saved[1]["config"], config)
-    return saved
 
 
 def next_incarnation(folder: Path) -> int:

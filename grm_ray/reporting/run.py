@@ -136,8 +136,14 @@ def _quarantined(folder: Path) -> int:
     path = folder / "quarantine.jsonl"
     if not path.is_file():
         return 0
-    with path.open("rb") as file:
-        return sum(1 for line in file if line.strip())
+    total = 0
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                total += json.loads(line).get("rows", 1)  # an entry may stand for many rows
+            except ValueError:
+                continue  # a line that a killed run left half-written
+    return total
 
 
 def _gaps(run: Run) -> list[str]:

@@ -4,6 +4,8 @@ Series colours are those of Okabe and Ito, made for eyes that confuse red and gr
 shades on a dark ground.
 """
 
+import re
+
 CSS = """
 :root {
   color-scheme: light dark;
@@ -94,6 +96,28 @@ th:first-child, td:first-child { text-align: left; }
   unicode-bidi: isolate; }
 .said { background: var(--tint); border-radius: 10px; padding: 12px 14px; }
 .said:empty::after { content: "(an empty answer)"; color: var(--soft); font-style: italic; }
+.scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--rule);
+  border-radius: 12px; }
+.figures { border-collapse: separate; border-spacing: 0; }
+.figures th { vertical-align: bottom; } .figures .name { text-align: left; }
+.figures th[scope="row"] { color: var(--ink); font-size: 14.5px; }
+.figures th, .figures td { padding: 7px 14px; }
+.figures .stays { position: sticky; left: 0; background: var(--card); }
+.figures small { color: var(--soft); font-size: 12.5px; }
+.figures .prose { text-align: left; white-space: normal; min-width: 24ch; }
+.figures tr:has(+ .foot):not(.foot) > *, .figures tr:has(+ .group) > * {
+  border-color: color-mix(in srgb, var(--soft) 55%, transparent); }
+.figures .foot > *, .figures .foot > th[scope="row"] { color: var(--soft); }
+.figures tbody tr:last-child > * { border: 0; }
+.sign { margin-right: 6px; color: var(--c1); font: 12px/1 sans-serif; }
+.sign.up { color: var(--c0); }
+.scroll + .about { margin: 8px 0 0; } .scroll + h3, .about + h3 { margin: 18px 0 6px; }
+.wide { margin-top: 16px; } .wide .scroll { border: 0; border-radius: 0; }
+.wide svg { display: block; width: 100%; min-width: 680px; height: auto; }
+.wide .strong { fill: var(--ink); font-size: 12.5px; } .band { fill: var(--tint); }
+.longer { stroke: var(--ink); stroke-width: 2; fill: none; }
+.mark { fill: var(--c); stroke: var(--card); }
+.line.thin { stroke-width: 1.3; } details > .legend { margin-bottom: 12px; }
 details { margin-top: 16px; }
 summary { cursor: pointer; padding: 6px 0; font-weight: 600; font-size: 17px; }
 details .charts { margin-top: 10px; }
@@ -113,3 +137,6 @@ footer { margin-top: 52px; padding-top: 14px; border-top: 1px solid var(--rule);
 }
 @media print { body { background: #fff; } figure, .talk, .card { break-inside: avoid; } }
 """
+
+# Colours on a light ground by name, for a picture that stands without the page.
+LIGHT = dict(re.findall(r"--([\w-]+): (#\w+)", CSS.split("@media")[0]))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from grm_ray.config.schema import PairData
+from grm_ray.data import survey
 from grm_ray.data.chat import ScoringContract
-from grm_ray.data.encode import encode_pairs, encode_prompts
-from grm_ray.data.sources import Pair, Prompt
+from grm_ray.data.encode import encode_pairs, encode_prompts, encode_rated
+from grm_ray.data.sources import Prompt, Quarantine
 from grm_ray.models.backbone import load_tokenizer
 from grm_ray.runtime import logs
 
@@ -34,27 +39,74 @@ class Encoder:
         logs.to_file(Path(log))
         self._tokenizer = load_tokenizer(model, trust_remote_code)
 
-    @ray.method(num_returns=2)
     def pairs(
-        self, pairs: list[Pair], max_length: int, truncation: str
-    ) -> tuple[pa.Table, dict[str, Any]]:
-        """The `PAIRS` table, and what the driver plans with: lengths, uids, what was left out."""
-        contract = ScoringContract.of(self._tokenizer, max_length, truncation)
-        table, left_out, truncated = encode_pairs(pairs, self._tokenizer, contract)
-        prompt, chosen, rejected = (
-            table.column(name).combine_chunks().value_lengths().to_numpy()
-            for name in ("prompt_tokens", "chosen_tokens", "rejected_tokens")
-        )
-        lengths = (prompt + chosen + rejected).tolist()  # as packed: the prompt once
-        return table, {
-            "lengths": lengths,
-            "uids": table["uid"].to_pylist(),
-            "left_out": left_out,
-            "truncated": truncated,
+        self, data: dict[str, Any], seed: int, attributes: tuple[str, ...], needs_margin: bool
+    ) -> Iterator[Any]:
+        """Read, choose and tokenise all training and evaluation rows, piece by piece.
+
+        To be called with `num_returns="streaming"`. Yields a table (`PAIRS`, or `RATED` for
+        regression), then its metadata, which is all that the driver plans with: the set, uids,
+        lengths in tokens as packed, what each row weighs in a loss that is normalised by margins
+        or labels, and what was left out. At the very first there is no table, and the metadata
+        say what was read.
+
+        Raises:
+            ConfigError: as `survey.plan`.
+        """
+        wanted = PairData(**data)
+        contract = ScoringContract.of(self._tokenizer, wanted.max_length, wanted.truncation)
+        quarantine = Quarantine()
+        plan = survey.plan(wanted, seed, quarantine, attributes)
+        yield None
+        yield {
+            "fingerprint": plan.fingerprint,
+            "sources": len(plan.train),
+            "sets": plan.sets,
+            "quarantine": quarantine.rows,
         }
+        for name in ("train", *plan.sets):
+            for chunk in survey.read(wanted, plan, name):
+                if name == "train" and attributes:
+                    encoded = encode_rated(chunk.items, self._tokenizer, contract, chunk.first)
+                else:
+                    encoded = encode_pairs(chunk.items, self._tokenizer, contract, chunk.first)
+                table, left_out, truncated = encoded
+                if name == "train" and needs_margin:
+                    table, lacking = _with_margin(table)
+                    left_out += [(uid, "no margin") for uid in lacking]
+                yield table
+                yield {
+                    "set": name,
+                    "source": chunk.source,
+                    "uids": table["uid"].to_pylist(),
+                    "lengths": _lengths(table),
+                    "weights": _weights(table),
+                    "left_out": left_out,
+                    "truncated": truncated,
+                }
 
     @ray.method(num_returns=2)
     def prompts(self, prompts: list[Prompt], max_length: int) -> tuple[pa.Table, dict[str, Any]]:
         """The `PROMPTS` table, and its metadata: the ids of the prompts that fit."""
         table, too_long = encode_prompts(prompts, self._tokenizer, max_length)
         return table, {"prompt_ids": table["prompt_id"].to_pylist(), "too_long": too_long}
+
+
+def _lengths(table: pa.Table) -> list[int]:
+    """Tokens of each row as packed: the prompt once."""
+    columns = [name for name in table.column_names if name.endswith("_tokens")]
+    lengths = [table[name].combine_chunks().value_lengths().to_numpy() for name in columns]
+    return np.sum(lengths, axis=0).tolist() if table.num_rows else []
+
+
+def _weights(table: pa.Table) -> list[float]:
+    """A pair's margin (1 where it has none), or a graded answer's number of labels."""
+    if "labels" in table.column_names:
+        return [float(np.isfinite(labels).sum()) for labels in table["labels"].to_pylist()]
+    return table["margin"].fill_null(1.0).to_pylist()
+
+
+def _with_margin(table: pa.Table) -> tuple[pa.Table, list[str]]:
+    """The rows that have a margin, and the uids of those that have none."""
+    lacking = table["margin"].is_null()
+    return table.filter(pc.invert(lacking)), table["uid"].filter(lacking).to_pylist()

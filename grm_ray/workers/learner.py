@@ -247,7 +247,7 @@ class Learner:
         return self._engine.save(Path(folder), extra)
 
     def load(self, folder: str) -> dict[str, Any]:
-        return self._engine.load(Path(folder))
+        return self._engine.load(Path(folder), self._config.seed)
 
     def close(self) -> None:
         self._files.remove()

@@ -1,31 +1,39 @@
-"""One rank of reward-model training: its share of each step's pairs, under ZeRO."""
+"""One rank of reward-model training: its share of each step's rows, under ZeRO."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 import torch
 
-from grm_ray.config.registry import resolve
 from grm_ray.config.schema import RewardModelJob
 from grm_ray.data.chat import ScoringContract
-from grm_ray.data.packing import Group, group_tokens, micro_batches, pack
-from grm_ray.data.tables import flat
-from grm_ray.models.backbone import load_causal_lm, load_tokenizer, resolve_dtype
+from grm_ray.data.packing import group_tokens, micro_batches, pack
+from grm_ray.models.backbone import (
+    adapter_off,
+    is_lora,
+    load_causal_lm,
+    load_tokenizer,
+    resolve_dtype,
+)
+from grm_ray.models.card import model_card
 from grm_ray.models.checkpoint import save_reward_model
 from grm_ray.models.reward_model import RewardModel
-from grm_ray.objectives.regularizers import grm_loss
+from grm_ray.objectives.preference import regression
 from grm_ray.runtime import logs
 from grm_ray.training.engine import ZeroEngine, address, join_group
+from grm_ray.training.reward_loss import Pairs, RewardLoss, gradient_ratio
+from grm_ray.workers.chunks import Chunks, column_lists, numbers
 
 
 @ray.remote
 class RewardTrainer:
-    """Holds the model and both token tables; is told by row number what to train on."""
+    """Holds the model; is told by row number what to train on."""
 
     def __init__(
         self, config: dict[str, Any], rank: int, world: int, model_path: str, threads: int, log: str
@@ -35,6 +43,8 @@ class RewardTrainer:
         self._config = RewardModelJob(**config)
         self._rank, self._world = rank, world
         self._path = model_path
+        self._reference: np.ndarray | None = None
+        self._features: dict[int, torch.Tensor] = {}
 
     def address(self) -> tuple[str, int]:
         """This rank's machine and a free port there."""
@@ -47,117 +57,243 @@ class RewardTrainer:
         torch.manual_seed(config.seed)  # equal heads and adapters on every rank
         np.random.seed(config.seed)
         lm = load_causal_lm(config.model, self._path)
+        if config.model.frozen:
+            lm.requires_grad_(False)
         self._model = RewardModel(lm, config.head)
         self._tokenizer = load_tokenizer(self._path, config.model.trust_remote_code)
         self._contract = ScoringContract.of(
             self._tokenizer, config.data.max_length, config.data.truncation
         )
+        self._loss = RewardLoss(config.loss)
+        self._head_at_start = self._head()
 
-    def begin(self, total_steps: int, train: pa.Table, held_out: pa.Table) -> None:
-        """Build the engine; `setup` comes first."""
+    def begin(self, total_steps: int, tables: dict[str, tuple[list[Any], list[int]]]) -> None:
+        """Build the engine; `setup` comes first.
+
+        Args:
+            tables: "train" and each evaluation set: references to its pieces, and their rows.
+        """
         config = self._config
         self._engine = ZeroEngine(
             self._model, config.training.optimizer, resolve_dtype(config.model.dtype), total_steps
         )
         torch.manual_seed(config.seed + 1000 * (self._rank + 1))  # dropout differs by rank
-        self._preference = resolve("preference loss", config.loss.preference)
-        name = config.loss.regularizer
-        self._regularizer = resolve("regularizer", name) if name and config.loss.alpha else None
-        self._tables = {"train": train, "eval": held_out}
+        self._tables = {name: Chunks(*pieces) for name, pieces in tables.items()}
 
-    def step(self, rows: list[int], pairs_in_step: int) -> dict[str, float]:
-        """One optimizer step on this rank's `rows`; metrics are means over all ranks' pairs."""
+    # ------------------------------------------------------------------ training
+
+    def step(self, rows: list[int], totals: tuple[float, float]) -> dict[str, float]:
+        """One optimizer step on this rank's `rows`; metrics are means over all ranks' rows.
+
+        Args:
+            totals: what the losses of the whole step are divided by, see `RewardLoss.shares`.
+        """
         self._engine.module.train()
+        if self._loss.regression:
+            return self._regression_step(rows, totals[0])
+        if self._config.model.frozen:
+            return self._frozen_step(rows, totals)
         pairs = self._pairs("train", rows)
-        sums = np.zeros(6)
+        sums = np.zeros(5)
 
         def loss(batch: list[int]) -> torch.Tensor:
-            values = self._losses([pairs[i] for i in batch])
-            sums[:] += [float(v.detach().sum()) for v in values.values()] + [len(batch)]
-            return values["loss"].sum() / pairs_in_step
+            values = self._loss.pairs(self._engine, pairs.take(batch), self._engine.device)
+            sums[:] += _sums(values)
+            return self._loss.shares(values, totals)
 
-        batches = micro_batches(
-            [group_tokens(pair) for pair in pairs],
-            self._config.training.optimizer.tokens_per_micro_batch,
-        )
-        made = self._engine.update(batches, loss, self._dummy)
-        return {**self._means(sums), **made}
+        made = self._engine.update(self._batches(pairs.groups), loss, self._dummy)
+        return {**self._means(sums, totals), **made}
+
+    def reference_logprobs(self, rows: list[int]) -> np.ndarray:
+        """`(rows, 2)`: summed log-probs of chosen and rejected under the starting model, nats.
+
+        With LoRA that is the model with its adapter off; all weights are as at the start until the
+        first step is made.
+        """
+        self._engine.module.eval()
+        pairs = self._pairs("train", rows)
+        found = np.zeros((len(rows), 2), np.float32)
+        lm = self._engine.module.lm
+        with torch.no_grad():
+            for batch in self._engine.rounds(self._batches(pairs.groups)):
+                packed = self._packed(pairs, batch)
+                if is_lora(lm):
+                    with adapter_off(lm):
+                        _, logp = self._engine(packed, range(len(packed.answers)))
+                else:
+                    _, logp = self._engine(packed, range(len(packed.answers)))
+                if batch is not None:
+                    found[batch] = logp.reshape(-1, 2).numpy(force=True)
+        return found
+
+    def take_reference(self, logprobs_N2: np.ndarray) -> None:
+        """The reference log-probs of every training row, gathered from all ranks."""
+        self._reference = logprobs_N2
+
+    # ---------------------------------------------------------------- evaluation
 
     @torch.no_grad()
-    def evaluate(self, rows: list[int]) -> dict[str, Any]:
-        """This rank's held-out rows: per pair, whether chosen scored higher, and its loss."""
+    def evaluate(self, name: str, rows: list[int]) -> dict[str, Any]:
+        """This rank's rows of an evaluation set: scores, answer lengths, loss, one a pair."""
         self._engine.module.eval()
-        pairs = self._pairs("eval", rows)
-        margins, losses = np.zeros(len(rows)), np.zeros(len(rows))
-        budget = self._config.training.optimizer.tokens_per_micro_batch
-        for batch in micro_batches([group_tokens(pair) for pair in pairs], budget):
-            values = self._losses([pairs[i] for i in batch], preference_only=True)
-            margins[batch] = values["margin"].numpy(force=True)
-            losses[batch] = values["preference"].numpy(force=True)
-        return {"rows": rows, "correct": (margins > 0).tolist(), "loss": losses.tolist()}
+        pairs = self._pairs(name, rows)
+        scores = np.zeros((len(rows), 2))
+        for batch in self._engine.rounds(self._batches(pairs.groups)):
+            outputs, _ = self._engine(self._packed(pairs, batch))
+            if batch is not None:
+                values = self._engine.module.head.score(outputs)
+                scores[batch] = values.reshape(-1, 2).double().numpy(force=True)
+        lengths = [[len(answer) for answer in answers] for _, answers in pairs.groups]
+        return {"rows": rows, "scores": scores, "lengths": np.array(lengths).reshape(-1, 2)}
 
-    def save_model(self, folder: str, card: str) -> str | None:
-        """Rank 0 writes the reward model's folder and returns its fingerprint."""
-        if self._rank != 0:
-            return None
-        model = self._engine.module
-        return save_reward_model(
-            model, self._config.head, self._tokenizer, self._contract, Path(folder), card
-        )
+    def health(self, rows: list[int]) -> dict[str, float]:
+        """How far the head has moved, and which loss pulls harder, on these training rows.
+
+        Collective: every rank calls it. The gradients are looked at by rank 0, of few rows.
+        """
+        with self._engine.gathered():
+            now = self._head()
+            moved = float((now - self._head_at_start).norm() / self._head_at_start.norm())
+            found = {"head_moved": moved}
+            # Under ZeRO-3 weights are whole only inside the engine's own passes.
+            whole = self._config.training.optimizer.zero_stage < 3
+            if self._rank == 0 and self._loss.logprobs_of(1) is not None and whole:
+                found["loss/gradient_ratio"] = gradient_ratio(
+                    self._loss,
+                    self._engine.module,
+                    self._pairs("train", rows),
+                    self._config.loss.alpha,
+                    self._engine.device,
+                )
+        return found
+
+    # ------------------------------------------------------------------- saving
+
+    def save_model(self, folder: str, facts: dict[str, Any]) -> str | None:
+        """Rank 0 writes the reward model's folder and returns its fingerprint.
+
+        Args:
+            facts: what the model card tells (`models.card.model_card`), but for head and contract.
+        """
+        with self._engine.gathered():
+            if self._rank != 0:
+                return None
+            head, contract = self._config.head.model_dump(), asdict(self._contract)
+            card = model_card(**facts, head=head, contract=contract)
+            return save_reward_model(
+                self._engine.module,
+                self._config.head,
+                self._tokenizer,
+                self._contract,
+                Path(folder),
+                card,
+            )
 
     def save(self, folder: str, extra: dict[str, Any]) -> dict[str, str]:
         return self._engine.save(Path(folder), extra)
 
     def load(self, folder: str) -> dict[str, Any]:
-        return self._engine.load(Path(folder))
+        return self._engine.load(Path(folder), self._config.seed)
 
     # ------------------------------------------------------------------ inside
 
-    def _pairs(self, name: str, rows: list[int]) -> list[Group]:
-        """Each row's prompt with its two answers, chosen and rejected."""
-        table = self._tables[name].take(pa.array(rows, pa.int64()))
-        parts = [flat(table, c) for c in ("prompt_tokens", "chosen_tokens", "rejected_tokens")]
-        pairs = []
-        for i in range(len(rows)):
-            prompt, chosen, rejected = (v[o[i] : o[i + 1]] for v, o in parts)
-            pairs.append((prompt, (chosen, rejected)))
-        return pairs
+    def _pairs(self, name: str, rows: Sequence[int]) -> Pairs:
+        """Each row's prompt with its two answers, and what the data says of the pair."""
+        table = self._tables[name].take(rows)
+        prompt, chosen, rejected = (
+            column_lists(table, c) for c in ("prompt_tokens", "chosen_tokens", "rejected_tokens")
+        )
+        return Pairs(
+            [(p, (c, r)) for p, c, r in zip(prompt, chosen, rejected, strict=True)],
+            numbers(table, "margin"),
+            numbers(table, "smoothing"),
+            self._reference[list(rows)]
+            if name == "train" and self._reference is not None
+            else None,
+        )
 
-    def _losses(self, pairs: list[Group], preference_only: bool = False) -> dict[str, torch.Tensor]:
-        """Per-pair values `(B,)`: loss, preference, regularizer, correct, margin."""
-        config = self._config.loss
-        regularize = self._regularizer is not None and not preference_only
-        scores, logp = self._engine(
-            pack(pairs).to(self._engine.device),
-            range(0, 2 * len(pairs), 2) if regularize else None,  # the chosen answers
+    def _batches(self, groups: Sequence[Any]) -> list[list[int]]:
+        budget = self._config.training.optimizer.tokens_per_micro_batch
+        return micro_batches([group_tokens(group) for group in groups], budget)
+
+    def _packed(self, pairs: Pairs, batch: list[int] | None) -> Any:
+        """The pairs of a micro-batch; for a rank with nothing left to do, one of three tokens."""
+        token = np.zeros(1, np.int64)
+        groups = [(token, (token, token))] if batch is None else [pairs.groups[i] for i in batch]
+        return pack(groups).to(self._engine.device)
+
+    def _frozen_step(self, rows: list[int], totals: tuple[float, float]) -> dict[str, float]:
+        """The backbone never changes: each row goes through it once, whatever the epochs."""
+        pairs = self._pairs("train", rows)
+        new = [i for i, row in enumerate(rows) if row not in self._features]
+        with torch.no_grad():
+            for batch in self._batches([pairs.groups[i] for i in new]):
+                at = [new[i] for i in batch]
+                packed = self._packed(pairs, at)
+                features = self._engine.module.hidden(packed)[packed.last_A].reshape(len(at), 2, -1)
+                self._features.update(zip([rows[i] for i in at], features, strict=True))
+        sums = np.zeros(5)
+
+        def loss(batch: list[int]) -> torch.Tensor:
+            features = torch.cat([self._features[rows[i]] for i in batch])
+            scores, _ = self._engine(None, None, features)
+            values = self._loss.of_scores(scores, None, pairs.take(batch))
+            sums[:] += _sums(values)
+            return self._loss.shares(values, totals)
+
+        made = self._engine.update([list(range(len(rows)))] if rows else [], loss, self._dummy)
+        return {**self._means(sums, totals), **made}
+
+    def _regression_step(self, rows: list[int], labels_in_step: float) -> dict[str, float]:
+        """Rows are single answers; the loss is the mean squared error over all labels there are."""
+        table = self._tables["train"].take(rows)
+        prompts, answers, labels = (
+            column_lists(table, c) for c in ("prompt_tokens", "answer_tokens", "labels")
         )
-        chosen, rejected = scores[0::2], scores[1::2]
-        preference = self._preference(chosen, rejected)
-        regularizer = self._regularizer(logp, config.beta) if regularize else None
-        total = (
-            grm_loss(preference, regularizer, config.alpha) if not preference_only else preference
-        )
-        return {
-            "loss": total,
-            "preference": preference,
-            "regularizer": regularizer if regularizer is not None else torch.zeros_like(preference),
-            "correct": (chosen > rejected).float(),
-            "margin": chosen - rejected,
-        }
+        groups = [(p, (a,)) for p, a in zip(prompts, answers, strict=True)]
+        squared = np.zeros(1)
+
+        def loss(batch: list[int]) -> torch.Tensor:
+            packed = pack([groups[i] for i in batch]).to(self._engine.device)
+            predicted, _ = self._engine(packed)
+            wanted = torch.as_tensor(np.stack([labels[i] for i in batch])).to(predicted)
+            squared_B, _ = regression(predicted, wanted)
+            squared[0] += float(squared_B.detach().sum())
+            return squared_B.sum() / labels_in_step
+
+        made = self._engine.update(self._batches(groups), loss, self._dummy)
+        return {"loss": self._engine.all_reduce(squared)[0] / labels_in_step, **made}
 
     def _dummy(self) -> torch.Tensor:
-        """The same graph as `_losses` makes, or ranks would wait for one another's gradients."""
-        token = np.zeros(1, np.int64)
-        packed = pack([(token, (token, token))]).to(self._engine.device)
-        scores, logp = self._engine(packed, [0] if self._regularizer else None)
+        """The same graph as a step makes, or ranks would wait for one another's gradients."""
+        if self._config.model.frozen:
+            width = self._engine.module.head.layers[0].in_features
+            return self._engine(None, None, torch.zeros(2, width, device=self._engine.device))[
+                0
+            ].sum()
+        packed = self._packed(Pairs([], np.zeros(0), np.zeros(0)), None)
+        scores, logp = self._engine(packed, self._loss.logprobs_of(1))
         return scores.sum() if logp is None else scores.sum() + logp.sum()
 
-    def _means(self, sums: np.ndarray) -> dict[str, float]:
-        loss, preference, regularizer, correct, margin, pairs = self._engine.all_reduce(sums)
+    def _head(self) -> torch.Tensor:
+        """The head's weights in one line, fp32, in memory of their own."""
+        parameters = [p.detach().float().reshape(-1) for p in self._model.head.parameters()]
+        return torch.cat(parameters).cpu()
+
+    def _means(self, sums: np.ndarray, totals: tuple[float, float]) -> dict[str, float]:
+        preference, regularizer, correct, margin, pairs = self._engine.all_reduce(sums)
+        alpha = self._config.loss.alpha
+        preference, regularizer = preference / totals[0], regularizer / totals[1]
         return {
-            "loss": loss / pairs,
-            "loss/preference": preference / pairs,
-            "loss/regularizer": regularizer / pairs,
+            "loss": (1 - alpha) * preference + alpha * regularizer,
+            "loss/preference": preference,
+            "loss/regularizer": regularizer,
             "accuracy": correct / pairs,
             "margin": margin / pairs,
         }
+
+
+def _sums(values: dict[str, torch.Tensor]) -> list[float]:
+    margin = values["margin"].detach()
+    parts = (values["preference"], values["regularizer"], (margin > 0).float(), margin)
+    return [float(part.detach().sum()) for part in parts] + [len(margin)]

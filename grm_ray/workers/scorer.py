@@ -11,11 +11,10 @@ import ray
 import torch
 
 from grm_ray.config.registry import resolve
-from grm_ray.data.chat import answer_tokens, prompt_tokens
-from grm_ray.data.packing import group_tokens, micro_batches, pack, share_prompts
 from grm_ray.data.tables import SCORES, flat
 from grm_ray.models.backbone import load_tokenizer
-from grm_ray.models.checkpoint import load_reward_model
+from grm_ray.models.checkpoint import load_reward_model, local_folder
+from grm_ray.models.scoring import score_rows
 from grm_ray.runtime import logs, priority
 
 
@@ -27,13 +26,14 @@ class Scorer:
         self,
         folder: str,
         dtype: str,
-        policy_path: str,
+        policy_path: str | None,
         true_reward: str | None,
         token_budget: int,
         threads: int,
         log: str,
         trust_remote_code: bool = False,
     ) -> None:
+        """`policy_path`: whose tokens the rows may bring; None: rows come as text only."""
         logs.to_file(Path(log))
         priority.yield_to_engines()
         torch.set_num_threads(threads)
@@ -49,26 +49,22 @@ class Scorer:
             self._folder, self._dtype, self._trust
         )
         self._model = model.to(self._device)
-        self._tokenizer = load_tokenizer(self._folder, self._trust)
+        self._tokenizer = load_tokenizer(str(local_folder(self._folder)), self._trust)
         self._contract.check(self._tokenizer)
         # Tokens pass through where policy and reward model read the same ones.
-        policy = load_tokenizer(self._policy_path, self._trust)
-        self._same_tokens = self._contract.same_tokens_as(policy)
-        # A policy may end an answer with another stop token than the reward model was shown.
-        self._stops = set(policy.all_special_ids) - {self._contract.terminal_token_id}
+        self._same_tokens = False
+        if self._policy_path is not None:
+            policy = load_tokenizer(self._policy_path, self._trust)
+            self._same_tokens = self._contract.same_tokens_as(policy)
+            # A policy may end an answer with another stop token than the reward model was shown.
+            self._stops = set(policy.all_special_ids) - {self._contract.terminal_token_id}
         return self._fingerprint
 
-    @torch.inference_mode()
     def score(self, rollouts: pa.Table) -> pa.Table:
-        """`SCORES` of a `ROLLOUTS` batch, in its order."""
+        """`SCORES` of a `ROLLOUTS` batch, in its order; of texts, `messages` and `response` do."""
         rows = self._sequences(rollouts)
-        scores = np.zeros(len(rows), np.float32)
-        numbers = share_prompts([p for p, _ in rows], [len(a) for _, a in rows], self._budget)
-        groups = [(rows[group[0]][0], [rows[i][1] for i in group]) for group in numbers]
-        for batch in micro_batches([group_tokens(group) for group in groups], self._budget):
-            values, _ = self._model(pack([groups[g] for g in batch]).to(self._device))
-            scores[[i for g in batch for i in numbers[g]]] = values.float().numpy(force=True)
-        true = [None] * len(rows)
+        scores = score_rows(self._model, rows, self._budget, self._device)
+        true: list[float | None] = [None] * len(rows)
         if self._true_reward is not None:
             pairs = zip(
                 rollouts["prompt"].to_pylist(), rollouts["response"].to_pylist(), strict=True
@@ -86,23 +82,23 @@ class Scorer:
             sides = [
                 (
                     prompts[prompt_at[i] : prompt_at[i + 1]].tolist(),
-                    self._without_stop(answers[answer_at[i] : answer_at[i + 1]].tolist()),
+                    self._contract.close(
+                        self._without_stop(answers[answer_at[i] : answer_at[i + 1]].tolist())
+                    ),
                 )
                 for i in range(rollouts.num_rows)
             ]
         else:
-            sides = [
-                (
-                    prompt_tokens(self._tokenizer, json.loads(messages)),
-                    answer_tokens(self._tokenizer, response),
+            sides = []
+            for messages, response in zip(
+                rollouts["messages"].to_pylist(), rollouts["response"].to_pylist(), strict=True
+            ):
+                prompt, (answer,) = self._contract.tokens(
+                    self._tokenizer, json.loads(messages), [response]
                 )
-                for messages, response in zip(
-                    rollouts["messages"].to_pylist(), rollouts["response"].to_pylist(), strict=True
-                )
-            ]
+                sides.append((prompt, answer))
         rows = []
         for prompt, answer in sides:
-            answer = self._contract.close(answer)
             fitted = self._contract.fit(prompt, answer)
             if fitted is None:
                 # Never dropped here: a sampled row must get its score, so cut from the left.

@@ -1,0 +1,136 @@
+"""The schema of the jobs that judge reward models: evaluate, study, curate."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from grm_ray.config.schema import (
+    Dtype,
+    Fraction,
+    Job,
+    Name,
+    PairSource,
+    Positive,
+    Rate,
+    Section,
+    Source,
+    Workers,
+)
+
+
+class Ensemble(Section):
+    """Models of the same job judged as one.
+
+    Each member's scores are first brought to mean 0 and deviation 1 on the `reference` set (null:
+    the first one): a member with large scores would otherwise outvote the others.
+    """
+
+    members: Annotated[list[Name], Field(min_length=2)]
+    aggregate: Literal["mean", "min"] = "mean"
+    reference: Name | None = None
+
+
+class JudgeWorkers(Workers):
+    count: Positive = 2
+    cpus: Annotated[float, Field(gt=0)] = 0.5
+
+
+class Scoring(Section):
+    """How reward models are run: never what comes out, up to rounding."""
+
+    dtype: Dtype = "auto"
+    tokens_per_micro_batch: Positive = 2048
+    trust_remote_code: bool = False
+
+
+class EvaluateJob(Job):
+    """Accuracy of saved reward models on preference sets, side by side.
+
+    `models`: name -> folder or hub id. `sets`: name -> source; `limit` and `shuffle` choose rows.
+    `baseline`: the model that every other is compared with, pair by pair; null: the first.
+    """
+
+    job: Literal["evaluate"] = "evaluate"
+    models: Annotated[dict[Name, str], Field(min_length=1)]
+    ensembles: dict[Name, Ensemble] = Field(default_factory=dict)
+    sets: Annotated[dict[Name, Source], Field(min_length=1)]
+    baseline: Name | None = None
+    scoring: Scoring = Scoring()
+    workers: JudgeWorkers = JudgeWorkers()
+
+    @model_validator(mode="after")
+    def _names_are_there(self) -> EvaluateJob:
+        twice = set(self.models) & set(self.ensembles)
+        if twice:
+            raise ValueError(f"ensembles: {sorted(twice)} are names of models already")
+        for name, ensemble in self.ensembles.items():
+            unknown = [m for m in ensemble.members if m not in self.models]
+            if unknown:
+                raise ValueError(f"ensembles.{name}.members: {unknown} are not in models")
+            if ensemble.reference is not None and ensemble.reference not in self.sets:
+                raise ValueError(f"ensembles.{name}.reference: no set '{ensemble.reference}'")
+        if self.baseline is not None and self.baseline not in {*self.models, *self.ensembles}:
+            raise ValueError(f"baseline: no model '{self.baseline}'")
+        return self
+
+
+class StudyJob(Job):
+    """A grid of reward-model runs, each trained and judged once.
+
+    `base` is a reward-model config without `name` and `runs`; a cell is one choice from every
+    factor of `vary`, whose `key.path: value` changes are laid over the base. Cells that differ in
+    `repeat` only (seeds) are repetitions: figures are means over them, and `ensembles` judges
+    each such group as one model too, by the mean or the least of its members' scores.
+    """
+
+    job: Literal["study"] = "study"
+    base: dict[str, Any]
+    vary: Annotated[
+        dict[Name, Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]], Field(min_length=1)
+    ]
+    sets: Annotated[dict[Name, Source], Field(min_length=1)]
+    repeat: Name
+    ensembles: list[Literal["mean", "min"]] = Field(default_factory=list)
+    # The choice that others are compared with; all other factors are matched.
+    baseline: Name
+    keep_models: bool = False
+    scoring: Scoring = Scoring()
+    judges: JudgeWorkers = JudgeWorkers()
+
+    @model_validator(mode="after")
+    def _factors_are_there(self) -> StudyJob:
+        if self.repeat not in self.vary:
+            raise ValueError(f"repeat: no factor '{self.repeat}' in vary")
+        others = [choice for name in self.vary if name != self.repeat for choice in self.vary[name]]
+        if self.baseline not in others:
+            raise ValueError(f"baseline: no choice '{self.baseline}' in vary; there is {others}")
+        if len(set(others)) != len(others):
+            raise ValueError("vary: two factors have a choice of one name")
+        if self.ensembles and len(self.vary[self.repeat]) < 2:
+            raise ValueError(f"ensembles: vary.{self.repeat} has one choice, an ensemble needs two")
+        if reserved := {"name", "runs", "job"} & set(self.base):
+            raise ValueError(f"base: {sorted(reserved)} are set by the study")
+        return self
+
+
+class CurateJob(Job):
+    """Preference strength of every training pair, from the votes of cross-fitted reward models.
+
+    `voters` reward models a fold, each trained on the other folds' prompts ("Secrets of RLHF Part
+    II", Wang et al. 2024). `policy` says what becomes of pairs whose strength lies in the weakest
+    `weakest` share; original labels stay in the file.
+    """
+
+    job: Literal["curate"] = "curate"
+    data: PairSource
+    base: dict[str, Any]
+    folds: Annotated[int, Field(ge=2)] = 3
+    voters: Positive = 1
+    policy: Literal["none", "flip", "soft", "flip_soft", "margin", "flip_margin", "drop"] = "none"
+    weakest: Fraction = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    margin_cap: Rate = 3.0
+    scoring: Scoring = Scoring()
+    judges: JudgeWorkers = JudgeWorkers()

@@ -1,0 +1,20 @@
+"""`python -m grm_ray.curate --config F`: preference strength from cross-fitted reward models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from grm_ray import command
+from grm_ray.config.judging import CurateJob
+
+
+def run(config: CurateJob, resume: bool) -> Path:
+    from grm_ray.drivers import curate
+    from grm_ray.runtime.logs import quiet_driver
+
+    quiet_driver()
+    return curate.run(config, resume)
+
+
+if __name__ == "__main__":
+    command.main(CurateJob, run, "Judge preference labels by the votes of reward models.")

@@ -1,0 +1,173 @@
+"""Scores of whole preference sets: texts go through a pool of scorers, scores go to a file.
+
+A file of scores is named by what it was made from (reward model, rows, precision), so that nothing
+is scored twice, however often an evaluation is started.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import ray
+
+from grm_ray.config.judging import Scoring
+from grm_ray.config.schema import Source, Workers
+from grm_ray.data.sources import Contest
+from grm_ray.runtime import cluster
+from grm_ray.runtime.placement import Bundle
+from grm_ray.runtime.pool import Pool, PoolFailed, Work
+from grm_ray.workers.scorer import Scorer
+
+# One row an answer, contest by contest.
+SCORED = pa.schema(
+    [
+        ("contest", pa.int32()),
+        ("chosen", pa.bool_()),
+        ("score", pa.float32()),
+        ("characters", pa.int32()),  # of the answer's text: a length that no tokenizer decides
+        ("subset", pa.string()),
+        ("prompt_id", pa.string()),
+    ]
+)
+# What a scorer reads of an answer.
+TEXTS = pa.schema([("uid", pa.string()), ("messages", pa.string()), ("response", pa.string())])
+ROWS_PER_BATCH = 64
+
+
+def key(fingerprint: str, source: Source, digest: str, seed: int, scoring: Scoring) -> str:
+    """Name of a file of scores: changes with anything that changes a score or the rows."""
+    parts = [fingerprint, source.model_dump(mode="json"), digest, seed, scoring.dtype]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def start_scorers(
+    model: str,
+    scoring: Scoring,
+    workers: Workers,
+    placed: Any,
+    wanted: list[Bundle],
+    logs: Path,
+    say: Callable[[str], None],
+) -> Pool:
+    """A pool of scorers of one reward model, in every bundle of `wanted`."""
+
+    def spawn(slot: int) -> tuple[Any, Any]:
+        options = cluster.worker_options(placed, wanted, wanted[slot], workers.threads)
+        worker = Scorer.options(**options).remote(
+            model,
+            scoring.dtype,
+            None,
+            None,
+            scoring.tokens_per_micro_batch,
+            workers.threads,
+            str(logs / f"scorer-{slot}.log"),
+            scoring.trust_remote_code,
+        )
+        return worker, worker.start.remote()
+
+    return Pool("scorer", spawn, workers.count, say=say)
+
+
+def stop_scorers(pool: Pool) -> None:
+    for handle in pool.handles:
+        ray.kill(handle)
+
+
+def score(pool: Pool, contests: Iterable[Contest], timeout_s: float) -> pa.Table:
+    """`SCORED` of all `contests`; at most a few batches of texts are in memory at a time.
+
+    Raises:
+        PoolFailed: scorers die again and again, or none answers for `timeout_s`.
+    """
+    batches = _batches(contests)
+    parts: dict[int, pa.Table] = {}
+    under_way, number, left = 0, 0, True
+    while left or under_way:
+        while left and under_way < 2 * len(pool.handles):
+            rows = next(batches, None)
+            left = rows is not None
+            if rows is not None:
+                pool.submit(_work(number, *rows))
+                number, under_way = number + 1, under_way + 1
+        if not under_way:
+            break
+        done, _ = ray.wait(pool.waitables(), num_returns=1, timeout=timeout_s)
+        if not done:
+            raise PoolFailed(f"no scorer answered for {timeout_s} s")
+        for event in pool.handle(done[0]):
+            if event.kind == "lost":
+                pool.submit(event.work)
+            else:
+                batch, rows = event.work.payload
+                parts[batch] = rows.set_column(
+                    SCORED.get_field_index("score"), SCORED.field("score"), event.value["score"]
+                )
+                under_way -= 1
+    return pa.concat_tables([SCORED.empty_table(), *(parts[i] for i in sorted(parts))])
+
+
+def read(path: Path) -> pa.Table:
+    return pa.parquet.read_table(path)
+
+
+def write(table: pa.Table, path: Path) -> None:
+    """Beside, then renamed: a file that is there is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    pa.parquet.write_table(table, part)
+    part.replace(path)
+
+
+def _work(batch: int, texts: pa.Table, rows: pa.Table) -> Work:
+    return Work(lambda worker: worker.score.remote(texts), (batch, rows))
+
+
+def _batches(contests: Iterable[Contest]) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """`TEXTS` and the `SCORED` rows that wait for their scores; answers to one prompt together."""
+    texts: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    for number, contest in enumerate(contests):
+        sides = [(answer, True) for answer in contest.chosen]
+        sides += [(answer, False) for answer in contest.rejected]
+        for answer, chosen in sides:
+            # Of two dialogues that part early, all turns but the last are context.
+            turns = (("assistant", answer),) if isinstance(answer, str) else answer
+            messages = [{"role": r, "content": c} for r, c in (*contest.prompt, *turns[:-1])]
+            texts.append(
+                {
+                    "uid": f"{number}:{len(rows)}",
+                    "messages": json.dumps(messages),
+                    "response": turns[-1][1],
+                }
+            )
+            rows.append(
+                {
+                    "contest": number,
+                    "chosen": chosen,
+                    "score": 0.0,
+                    "characters": sum(len(text) for role, text in turns if role == "assistant"),
+                    "subset": contest.subset,
+                    "prompt_id": _cluster(contest),
+                }
+            )
+        if len(rows) >= ROWS_PER_BATCH:
+            yield pa.Table.from_pylist(texts, TEXTS), pa.Table.from_pylist(rows, SCORED)
+            texts, rows = [], []
+    if rows:
+        yield pa.Table.from_pylist(texts, TEXTS), pa.Table.from_pylist(rows, SCORED)
+
+
+def _cluster(contest: Contest) -> str:
+    """The prompt, for whatever treats contests of one prompt together.
+
+    RewardBench 2 asks each question of its Ties subset twice, as `ref:3` and as `tied:3`.
+    """
+    if contest.subset == "Ties" and contest.name:
+        return f"ties:{contest.name.rpartition(':')[2]}"
+    return contest.prompt_id

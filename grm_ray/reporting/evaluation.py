@@ -1,0 +1,142 @@
+"""How an evaluation of reward models is shown: a page, the same in Markdown, and a picture."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from grm_ray import __version__
+from grm_ray.reporting import evaluation_tables as tables
+from grm_ray.reporting.evaluation_plots import accuracy_plot, keys, reliability_plot, standalone
+from grm_ray.reporting.evaluation_tables import Result, Section
+from grm_ray.reporting.samples import clean
+from grm_ray.reporting.style import CSS
+from grm_ray.reporting.tables import plain, shortened
+
+# Belt and braces: should a text ever get past the escaping, a browser still runs nothing of it.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_EYEBROW = "Evaluation of reward models"
+_FOOTER = "Made by grm_ray {} from evaluation.json."
+_POINT = " Point at a chart to read its values."
+_PICTURE = "evaluation.svg"
+_RELIABILITY = (
+    "Share of pairs won over confidence, the sigma of the score difference, in ten bins; bins of "
+    "fewer than ten pairs are left out. On the dotted line confidence is earned; below it a model "
+    "is too sure of itself."
+)
+
+
+def write_evaluation(result: Result, folder: Path) -> Path:
+    """Write `report.html`, `evaluation.md` and `evaluation.svg` to `folder`; the page's path.
+
+    Args:
+        result: what `drivers.evaluate.judge` returns, with the counts of rows `left_out`.
+        folder: made where it is missing.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    plot = accuracy_plot(result)
+    if plot:
+        _write(folder / _PICTURE, standalone(plot))
+    _write(folder / "evaluation.md", markdown(result, bool(plot)))
+    path = folder / "report.html"
+    _write(path, html(result, plot))
+    return path
+
+
+def html(result: Result, plot: str) -> str:
+    """The page as text, `plot` in it."""
+    first, *others = _sections(result)
+    title, verdict = f"{result['name']} · grm_ray", " ".join(tables.verdicts(result))
+    parts = [
+        f'<p class="eyebrow">{_EYEBROW}</p><h1>{clean(result["name"])}</h1>',
+        f'<p class="soft">{clean(_subtitle(result))}</p>',
+        f'<p class="verdict">{clean(verdict)}</p>' if verdict else "",
+        _section(first),
+        f'<figure class="wide"><div class="scroll">{plot}</div></figure>' if plot else "",
+        *(_section(section) for section in others),
+        _details(result),
+        f"<footer>{clean(_FOOTER.format(__version__) + _POINT)}</footer>",
+    ]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f"<title>{clean(title)}</title><style>{CSS}</style></head>"
+        f"<body><main>{''.join(parts)}</main></body></html>\n"
+    )
+
+
+def markdown(result: Result, plot: bool = True) -> str:
+    """The same figures as Markdown; with `plot` the picture beside it is shown."""
+    first, *others = _sections(result)
+    parts = [
+        f"# {plain(result['name'])}",
+        f"{_EYEBROW}: {plain(_subtitle(result))}",
+        plain(" ".join(tables.verdicts(result))),
+        *_section_lines(first),
+        f"![Accuracy of each model on each set]({_PICTURE})" if plot else "",
+    ]
+    for section in [*others, *tables.subsets(result)]:
+        parts += _section_lines(section)
+    parts.append(plain(_FOOTER.format(__version__)))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _sections(result: Result) -> list[Section]:
+    found = [
+        tables.accuracy(result),
+        tables.differences(result),
+        tables.benchmarks(result),
+        tables.several_answers(result),
+        tables.biases(result),
+        tables.origins(result),
+    ]
+    return [section for section in found if section is not None]
+
+
+def _subtitle(result: Result) -> str:
+    models, sets = len(result["models"]), len(result["sets"])
+    counts = f"{models} model{'s'[: models != 1]} on {sets} set{'s'[: sets != 1]}"
+    return counts + (f" · baseline {shortened(result['baseline'])}" if models > 1 else "")
+
+
+def _section(section: Section) -> str:
+    inside = f'<p class="about">{clean(section.about)}</p>' + "".join(
+        table.html() for table in section.tables
+    )
+    if section.folded:
+        return f"<details><summary>{clean(section.title)}</summary>{inside}</details>"
+    return f"<h2>{clean(section.title)}</h2>{inside}"
+
+
+def _section_lines(section: Section) -> list[str]:
+    tables_shown = (table.markdown() for table in section.tables)
+    return [f"## {plain(section.title)}", plain(section.about), *tables_shown]
+
+
+def _details(result: Result) -> str:
+    parts = [_reliability(result), *(_section(section) for section in tables.subsets(result))]
+    return f"<h2>Details</h2>{''.join(parts)}" if any(parts) else ""
+
+
+def _reliability(result: Result) -> str:
+    plots = {name: reliability_plot(result, name) for name in result["sets"]}
+    shown = "".join(
+        f"<figure><figcaption><h3>{clean(shortened(name))}</h3></figcaption>{svg}</figure>"
+        for name, svg in plots.items()
+        if svg
+    )
+    if not shown:
+        return ""
+    about = f'<p class="about">{_RELIABILITY}</p>{keys(list(result["models"]))}'
+    return (
+        f'<details><summary>Reliability</summary>{about}<div class="charts">{shown}</div></details>'
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    # Written beside and moved: who reads it never sees half a file.
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)

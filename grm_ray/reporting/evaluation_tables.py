@@ -1,0 +1,373 @@
+"""What an evaluation says, in words and tables that are the same on the page and in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from grm_ray.reporting.tables import NOTHING, Figure, Table, finite, fixed, shortened
+
+Result = dict[str, Any]
+SUITES = {
+    "reward_bench": "RewardBench",
+    "reward_bench_2": "RewardBench 2",
+    "rm_bench": "RM-Bench",
+}
+LONGER = "the longer answer wins"
+# More models than this get no sentence of their own: the table says it in less room.
+_SENTENCES = 4
+_ACCURACY = (
+    "Share of contests won, in %, with its 95 % interval: the better answer must score strictly "
+    "higher, so that a tie counts as a failure, and a contest of several answers counts by its "
+    "share of pairs. Intervals are bootstrapped over prompts, since contests of one prompt "
+    "resemble each other."
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Tables under a title, and what their figures mean; `folded` hides them behind the title."""
+
+    title: str
+    about: str
+    tables: Sequence[Table]
+    folded: bool = False
+
+
+def at(result: Any, *keys: str) -> Any:
+    """`result[keys[0]][keys[1]]...`, None where a step is missing."""
+    for key in keys:
+        if not isinstance(result, dict):
+            return None
+        result = result.get(key)
+    return result
+
+
+def verdicts(result: Result) -> list[str]:
+    """A sentence a model on where it differs from the baseline; none where models are many."""
+    others = [model for model in result["models"] if model != result["baseline"]]
+    if len(others) > _SENTENCES:
+        return []
+    found = []
+    for model in others:
+        if not any(_tested(result, name, model) for name in result["sets"]):
+            continue
+        signs = [_sign(result, name, model) for name in result["sets"]]
+        better, worse = signs.count("▲"), signs.count("▼")
+        if better or worse:
+            text = f"{_some(better, len(signs))} and worse on {worse or 'none'}"
+        else:
+            text = f"{_some(0, len(signs))}, nor worse: nothing beyond what chance would show"
+        found.append(
+            f"{shortened(model)} is better than {shortened(result['baseline'])} on {text}."
+        )
+    return found
+
+
+def accuracy(result: Result) -> Section:
+    """One row a model, one column a set."""
+    sets, baseline = result["sets"], result["baseline"]
+    rows: list[list[str | Figure]] = [
+        [
+            f"{model} (baseline)" if model == baseline and len(result["models"]) > 1 else model,
+            *(
+                share(at(result, "results", name, model, "accuracy"), _sign(result, name, model))
+                for name in sets
+            ),
+        ]
+        for model in result["models"]
+    ]
+    rows.append([LONGER, *(share(at(s, "longer_wins", "accuracy")) for s in sets.values())])
+    rows.append(["contests / prompts", *(_sizes(s) for s in sets.values())])
+    about = _ACCURACY
+    tests = sum(_tested(result, name, model) for name in sets for model in result["models"])
+    if tests:
+        about += (
+            f" ▲ better and ▼ worse than {baseline}: the interval of the paired difference leaves "
+            f"out 0. Of {tests} such comparisons about {0.05 * tests:.1f} would carry a sign by "
+            "chance if no model differed."
+        )
+    return Section("Accuracy", about, [Table(["model", *sets], rows, foot=2)])
+
+
+def differences(result: Result) -> Section | None:
+    """The paired gain of each model over the baseline, and what gain would have shown."""
+    rows = _grouped(
+        result,
+        lambda found: [
+            _points(at(found, "versus", "difference")),
+            fixed(at(found, "versus", "detectable"), 1, 100),
+            # Of several answers it is a mean square, and no share that one could read.
+            NOTHING
+            if found.get("one_to_many")
+            else fixed(at(found, "versus", "discordance"), 1, 100),
+        ],
+        lambda found: found.get("versus") is not None,
+    )
+    if not rows:
+        return None
+    about = (
+        f"Accuracy less that of {result['baseline']} on the same contests, in percentage points, "
+        "with its 95 % interval. “Shows from” is the smallest true gain that a comparison of "
+        "this size finds in four of five cases, were the models to disagree as often as here and "
+        f"every prompt to count once; {NOTHING} where no gain would be found so surely. "
+        "“Disagree” is the share of contests that just one of the two wins, known where a contest "
+        "is a pair."
+    )
+    head = ["set", "model", "difference, points", "shows from", "disagree, %"]
+    return Section("Differences to the baseline", about, [Table(head, rows, names=2)])
+
+
+def biases(result: Result) -> Section:
+    """Length, ties and calibration."""
+
+    def figures(name: str) -> Callable[[Result], list[str | Figure]]:
+        chosen = at(result, "sets", name, "longer_wins", "accuracy", "mean")
+        return lambda found: [
+            fixed(at(found, "length", "spearman"), 2, plus=True),
+            share(at(found, "length", "longer_scores_higher")),
+            fixed(chosen, 1, 100),
+            _ties(found),
+            fixed(at(found, "calibration", "ece"), 3),
+        ]
+
+    rows = [row for name in result["sets"] for row in _grouped(result, figures(name), only=name)]
+    about = (
+        "Correlation: of the ranks of score and length among the answers to one prompt; 0 is "
+        "blind to length. A model without a bias of its own scores the longer answer higher about "
+        "as often as the longer one is chosen in the data. Ties are pairs with one score for both. "
+        "Calibration error (ECE) is how far confidence, sigma of the score difference, lies from "
+        "the share won; 0 is best, and scores on another scale than nats, such as an ensemble’s, "
+        "have none to speak of."
+    )
+    head = [
+        "set",
+        "model",
+        "correlation with length",
+        "longer scores higher, %",
+        "longer is chosen, %",
+        "ties, % of pairs",
+        "ECE",
+    ]
+    return Section("Length bias, ties and calibration", about, [Table(head, rows, names=2)])
+
+
+def benchmarks(result: Result) -> Section | None:
+    """The averages of the benchmarks' own, with what is missing for them."""
+    tables: list[Table] = []
+    for name in result["sets"]:
+        suites = {m: s for m in result["models"] if (s := at(result, "results", name, m, "suite"))}
+        if suites:
+            tables += _suite(name, suites)
+    if not tables:
+        return None
+    about = (
+        "In %, each part weighted as the benchmark weights it. Where parts are missing the score "
+        "is over the rest, and stands beside no published one."
+    )
+    return Section("Benchmark scores", about, tables)
+
+
+def several_answers(result: Result) -> Section | None:
+    """Strict accuracy and mean reciprocal rank of sets with more than two answers a prompt."""
+    rows = _grouped(
+        result,
+        lambda found: [
+            share(at(found, "one_to_many", "strict")),
+            share(at(found, "one_to_many", "ties_pass")),
+            interval(at(found, "one_to_many", "mrr"), 3),
+        ],
+        lambda found: found.get("one_to_many") is not None,
+    )
+    if not rows:
+        return None
+    about = (
+        "Strict: the share of contests in which every chosen answer scores higher than every "
+        "rejected one. MRR is the mean of 1 / rank of the best chosen answer; 1 is best."
+    )
+    head = ["set", "model", "strict, %", "with ties let pass, %", "MRR"]
+    return Section("One against many", about, [Table(head, rows, names=2)])
+
+
+def subsets(result: Result) -> list[Section]:
+    """Accuracy by subset, of every set that has more than one."""
+    found = []
+    for name, of_set in result["sets"].items():
+        names: Result = {}
+        for model in result["models"]:
+            names |= at(result, "results", name, model, "subsets") or {}
+        if len(names) < 2:
+            continue
+        rows: list[list[str | Figure]] = [
+            [
+                subset or "(none)",
+                *(
+                    share(at(result, "results", name, model, "subsets", subset, "accuracy"))
+                    for model in result["models"]
+                ),
+                share(at(of_set, "longer_wins", "subsets", subset)),
+                _sizes(at(names, subset, "accuracy")),
+            ]
+            for subset in names
+        ]
+        head = ["subset", *result["models"], LONGER, "contests / prompts"]
+        title = f"Subsets of {name}"
+        found.append(Section(title, "Accuracy in %, as above.", [Table(head, rows)], folded=True))
+    return found
+
+
+def origins(result: Result) -> Section:
+    """What was judged, on which data, and what was left out of it."""
+    models: list[list[str | Figure]] = [[m, _what(d, result)] for m, d in result["models"].items()]
+    sets: list[list[str | Figure]] = [
+        [name, str(s.get("format", NOTHING)), str(s.get("path", NOTHING)), _sizes(s)]
+        for name, s in result["sets"].items()
+    ]
+    tables = [
+        Table(["model", "where it is"], models, "Models", names=2, prose=True),
+        Table(
+            ["set", "format", "where it is", "contests / prompts"],
+            sets,
+            "Sets",
+            names=3,
+            prose=True,
+        ),
+    ]
+    left_out = result.get("left_out") or {}
+    if left_out:
+        order = sorted(left_out.items(), key=lambda item: -item[1])
+        reasons: list[list[str | Figure]] = [[reason, f"{rows:,}"] for reason, rows in order]
+        tables.append(Table(["reason", "rows"], reasons, "Left out", prose=True))
+        about = (
+            f"{sum(left_out.values()):,} rows of the data could not be used; see quarantine.jsonl."
+        )
+    else:
+        about = "Every row of the data could be used."
+    return Section("Models and data", about, tables)
+
+
+def interval(found: Any, digits: int, factor: float = 1, sign: str = "") -> Figure:
+    """A mean with its bounds, which are left out where there are none."""
+    low, high = (fixed(at(found, key), digits, factor) for key in ("low", "high"))
+    dash = " to " if low.startswith("−") else "–"
+    more = "" if NOTHING in (low, high) else f"{low}{dash}{high}"
+    return Figure(fixed(at(found, "mean"), digits, factor), more, sign)
+
+
+def share(found: Any, sign: str = "") -> Figure:
+    """`interval` of a share, in percent."""
+    return interval(found, 1, 100, sign)
+
+
+def _points(found: Any) -> Figure:
+    low, high = (fixed(at(found, key), 1, 100, plus=True) for key in ("low", "high"))
+    more = "" if NOTHING in (low, high) else f"{low} to {high}"
+    return Figure(fixed(at(found, "mean"), 1, 100, plus=True), more)
+
+
+def _grouped(
+    result: Result,
+    figures: Callable[[Result], list[str | Figure]],
+    wanted: Callable[[Result], bool] = bool,
+    only: str | None = None,
+) -> list[list[str | Figure]]:
+    """Rows of set, model and `figures`; the set is named where its rows begin."""
+    rows: list[list[str | Figure]] = []
+    for name in result["sets"] if only is None else [only]:
+        shown = name
+        for model in result["models"]:
+            found = at(result, "results", name, model)
+            if found is not None and wanted(found):
+                rows.append([shown, model, *figures(found)])
+                shown = ""
+    return rows
+
+
+def _suite(name: str, suites: dict[str, Result]) -> list[Table]:
+    first = next(iter(suites.values()))
+    title = f"{SUITES.get(first['name'], first['name'])}: {name}"
+    cannot = [[model, str(s["cannot"])] for model, s in suites.items() if "cannot" in s]
+    suites = {model: suite for model, suite in suites.items() if "cannot" not in suite}
+    if not suites and len({reason for _, reason in cannot}) == 1:
+        cannot = [["every model", cannot[0][1]]]
+    tables = [Table(["model", "no score, because"], cannot, title, names=2, prose=True)]
+    return tables[: len(cannot)] + ([_scores(title, suites)] if suites else [])
+
+
+def _scores(title: str, suites: dict[str, Result]) -> Table:
+    sections = list(dict.fromkeys(k for s in suites.values() for k in s.get("sections", {})))
+    missing = list(dict.fromkeys(k for s in suites.values() for k in s.get("missing", [])))
+    note = f"Missing: {', '.join(missing)}." if missing else ""
+    levels = ["easy", "normal", "hard"] if any(s.get("matrices") for s in suites.values()) else []
+    rows: list[list[str | Figure]] = []
+    for model, suite in suites.items():
+        by_level = _levels(suite.get("matrices") or {})
+        rows.append(
+            [
+                model,
+                fixed(suite.get("score"), 1, 100),
+                *(fixed(by_level.get(level), 1, 100) for level in levels),
+                *(fixed(at(suite, "sections", section), 1, 100) for section in sections),
+            ]
+        )
+    return Table(["model", "score", *levels, *sections], rows, title, note=note)
+
+
+def _levels(matrices: dict[str, list[list[float]]]) -> dict[str, float]:
+    """RM-Bench's easy, normal and hard: below, on and above the diagonal, the mean of domains."""
+    where: dict[str, Callable[[int, int], bool]] = {
+        "easy": lambda i, j: i > j,
+        "normal": lambda i, j: i == j,
+        "hard": lambda i, j: i < j,
+    }
+    found = {}
+    for level, wanted in where.items():
+        values = [
+            value
+            for table in matrices.values()
+            for i, row in enumerate(table)
+            for j, value in enumerate(row)
+            if wanted(i, j)
+        ]
+        if values:
+            found[level] = sum(values) / len(values)
+    return found
+
+
+def _sign(result: Result, name: str, model: str) -> str:
+    """Whether the paired difference to the baseline leaves out 0."""
+    found = at(result, "results", name, model, "versus", "difference")
+    low, high = finite(at(found, "low")), finite(at(found, "high"))
+    if low is not None and low > 0:
+        return "▲"
+    return "▼" if high is not None and high < 0 else ""
+
+
+def _tested(result: Result, name: str, model: str) -> bool:
+    """Whether there is an interval of the difference; one prompt alone has none."""
+    return finite(at(result, "results", name, model, "versus", "difference", "low")) is not None
+
+
+def _some(count: int, of: int) -> str:
+    if of == 1:
+        return "the one set" if count else "no set"
+    return f"all {of} sets" if count == of else f"{count or 'none'} of {of} sets"
+
+
+def _sizes(found: Any) -> str:
+    sizes = [at(found, "contests"), at(found, "prompts")]
+    return " / ".join(NOTHING if size is None else f"{size:,}" for size in sizes)
+
+
+def _ties(found: Result) -> str:
+    ties, pairs = finite(found.get("ties")), finite(found.get("pairs"))
+    return NOTHING if ties is None or not pairs else fixed(ties / pairs, 1, 100)
+
+
+def _what(described: Result, result: Result) -> str:
+    if "members" not in described:
+        return str(described.get("path", NOTHING))
+    reference = described.get("reference") or next(iter(result["sets"]))
+    members = ", ".join(described["members"])
+    return f"{described.get('aggregate')} of {members}, each brought to one scale on {reference}"
