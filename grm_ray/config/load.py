@@ -113,7 +113,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
 
 
 def _explain(schema: type[BaseModel], item: Any) -> str:
-    location = ".".join(str(part) for part in item["loc"])
+    location = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in item["loc"])[1:]
     if item["type"] == "extra_forbidden":
         known = _fields_at(schema, item["loc"][:-1])
         near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)

@@ -30,6 +30,22 @@ def rm_config(folder, tiny_model, tiny_data, **changes):
     return path
 
 
+def judge_config(folder, models, sets, **changes):
+    """Saved models on files of pairs."""
+    config = {
+        "name": "judged",
+        "runs": str(folder / "runs"),
+        "models": {name: str(path) for name, path in models.items()},
+        "sets": {name: {"path": str(path)} for name, path in sets.items()},
+        "scoring": {"dtype": "float32"},
+        "tracking": [],
+        **changes,
+    }
+    path = folder / f"{config['name']}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
 def ppo_config(folder, tiny_model, tiny_data, reward, **changes):
     config = {
         "name": "ppo",

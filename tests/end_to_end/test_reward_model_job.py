@@ -1,13 +1,17 @@
-"""`python -m grm_ray.rm` on the real stack: Ray actors, DeepSpeed ZeRO-2 over gloo, LoRA."""
+"""`python -m grm_ray.rm` on the real stack: Ray actors, DeepSpeed over gloo."""
+
+import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from grm_ray.data.packing import pack
 from grm_ray.models.checkpoint import load_reward_model
-from tests.conftest import finish, job, rows
+from tests.conftest import WORDS, finish, job, rows
 from tests.end_to_end.conftest import ppo_config, rm_config
+from tests.end_to_end.test_ppo_job import wait_for
 
 
 def test_the_run_folder_is_complete(reward_model):
@@ -60,3 +64,136 @@ def test_the_saved_model_scores_and_still_speaks(reward_model):
     AutoModelForCausalLM.from_pretrained(folder / "model").generate(
         torch.tensor([[5, 6, 7]]), max_new_tokens=3
     )
+
+
+def weights(run):
+    model = run / "model"
+    return load_file(model / "model.safetensors") | load_file(model / "reward_head.safetensors")
+
+
+def killed(tmp_path, tiny_model, tiny_data):
+    """A run that died by SIGKILL after its first checkpoint: `(config, run folder)`."""
+    path = rm_config(tmp_path, tiny_model, tiny_data, checkpoint={"every": 1})
+    run = tmp_path / "runs" / "rm"
+    process = job("grm_ray.rm", "--config", str(path), cwd=tmp_path)
+    wait_for(lambda: list((run / "checkpoints").glob("step-?????/state.json")), process)
+    process.kill()
+    process.communicate()
+    return path, run
+
+
+@pytest.mark.timeout(900)
+def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(
+    tmp_path, tiny_model, tiny_data, reward_model
+):
+    path, run = killed(tmp_path, tiny_model, tiny_data)
+    process = job("grm_ray.rm", "--config", str(path), "--resume", cwd=tmp_path)
+    output = finish(process)
+    assert process.returncode == 0 and "resumed after step" in output, output
+    unbroken, resumed = weights(reward_model[0]), weights(run)
+    assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
+    told = [m["step"] for m in rows(run / "metrics.jsonl")]
+    assert told == sorted(set(told)) == list(range(len(rows(reward_model[0] / "metrics.jsonl"))))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_one_rank_less(tmp_path, tiny_model, tiny_data, reward_model):
+    path, run = killed(tmp_path, tiny_model, tiny_data)
+    process = job("grm_ray.rm", "--config", str(path), "--resume", "workers.count=1", cwd=tmp_path)
+    assert "resumed after step" in finish(process)
+    unbroken, resumed = weights(reward_model[0]), weights(run)
+    for name, weight in unbroken.items():
+        assert torch.allclose(weight, resumed[name], atol=1e-4), name
+
+
+def preferences(path, count, **columns):
+    """Pairs of another seed, each prompt its own, with more columns."""
+    rng = __import__("random").Random(path.name)
+    with path.open("w") as out:
+        for number in range(count):
+            words = rng.sample(WORDS, 6)
+            row = {"prompt": f"{' '.join(words[:3])} {path.stem} {number}"}
+            row |= {"chosen": " ".join(words[:2]), "rejected": " ".join(words[3:]), **columns}
+            out.write(json.dumps(row) + "\n")
+    return str(path)
+
+
+@pytest.mark.timeout(900)
+def test_a_mixture_a_reference_model_and_the_best_checkpoint_under_zero_3(
+    tmp_path, tiny_model, tiny_data
+):
+    one = preferences(tmp_path / "one.jsonl", 20)
+    two = preferences(tmp_path / "two.jsonl", 12, margin=2.0)
+    sets = {n: {"path": preferences(tmp_path / f"{n}.jsonl", 9)} for n in ("near", "far")}
+    path = rm_config(
+        tmp_path,
+        tiny_model,
+        tiny_data,
+        model={"path": str(tiny_model), "dtype": "float32"},
+        loss={"regularizer": "dpo", "alpha": 0.1, "centering": 0.01, "label_smoothing": 0.1},
+        data={
+            "train": [{"path": one, "flip": 0.2}, {"path": two, "weight": 0.5}],
+            "eval": sets,
+            "max_length": 128,
+        },
+        training={
+            "pairs_per_step": 7,
+            "epochs": 2,
+            "eval_every": 2,
+            "optimizer": {
+                "learning_rate": 3e-3,
+                "tokens_per_micro_batch": 100,
+                "zero_stage": 3,
+            },
+        },
+        checkpoint={"best_by": "far"},
+    )
+    process = job("grm_ray.rm", "--config", str(path), cwd=tmp_path)
+    output = finish(process)
+    assert process.returncode == 0, output
+    run = tmp_path / "runs" / "rm"
+    metrics = rows(run / "metrics.jsonl")
+    assert metrics[-1]["step"] == round((20 + 6) * 2 / 7)
+    # At the first step the policy is the reference: log 2, whatever the data.
+    assert metrics[1]["loss/regularizer"] == pytest.approx(0.693147, abs=1e-5)
+    judged = [m for m in metrics if "eval/far/accuracy" in m]
+    assert all(m["eval/accuracy"] == m["eval/far/accuracy"] for m in judged)
+    assert {"eval/near/accuracy", "eval/length_correlation", "head_moved"} <= set(judged[-1])
+    best = max(m["eval/far/accuracy"] for m in judged if m["step"])
+    card = (run / "model" / "README.md").read_text()
+    (row,) = [line for line in card.splitlines() if line.startswith("| far | accuracy")]
+    assert f"{best:.3f}" in row, card
+    load_reward_model(str(run / "model"), "float32")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["frozen", "regression", "margin"])
+def test_other_kinds_of_training_learn_too(tmp_path, tiny_model, tiny_data, kind):
+    changes = {"model": {"path": str(tiny_model), "dtype": "float32"}}
+    if kind == "frozen":
+        changes["model"]["frozen"] = True
+        changes |= {"loss": {"alpha": 0.0}, "head": {"kind": "mlp", "hidden": 32}}
+    elif kind == "margin":
+        train = {"path": preferences(tmp_path / "train.jsonl", 30, margin=0.5)}
+        changes |= {"loss": {"preference": "margin", "alpha": 0.0}, "data": {"train": train}}
+    else:
+        rated = tmp_path / "rated.jsonl"
+        with rated.open("w") as out:
+            for number in range(40):
+                good = number % 2
+                row = {"prompt": f"the cat {number}", "response": "birds fly" if good else "rain"}
+                row |= {"helpfulness": 4.0 * good, "verbosity": None if number % 3 else 1.0}
+                out.write(json.dumps(row) + "\n")
+        changes |= {
+            "loss": {"preference": "regression", "alpha": 0.0},
+            "head": {"attributes": ["helpfulness", "verbosity"], "weights": [1.0, -0.5]},
+            "data": {"train": {"path": str(rated)}, "eval": {"path": str(tiny_data["pairs"])}},
+        }
+    path = rm_config(tmp_path, tiny_model, tiny_data, **changes)
+    process = job("grm_ray.rm", "--config", str(path), cwd=tmp_path)
+    output = finish(process)
+    assert process.returncode == 0, output
+    metrics = rows(tmp_path / "runs" / "rm" / "metrics.jsonl")
+    assert metrics[-1]["loss"] < metrics[1]["loss"], output
+    load_reward_model(str(tmp_path / "runs" / "rm" / "model"), "float32")

@@ -1,0 +1,107 @@
+"""`evaluate`, `run_study` and `curate` on the real stack: pools of scorers, jobs within jobs."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from grm_ray.config.schema import Source
+from grm_ray.data.sources import Quarantine, iterate
+from tests.conftest import finish, job, rows
+from tests.end_to_end.conftest import judge_config, rm_config
+
+
+def run(module, path, folder, *flags):
+    process = job(f"grm_ray.{module}", "--config", str(path), *flags, cwd=folder)
+    output = finish(process)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.mark.timeout(900)
+def test_a_saved_model_and_its_export_are_judged_alike(tmp_path, tiny_data, reward_model):
+    folder = reward_model[0]
+    process = job("grm_ray.export", str(folder / "model"), str(tmp_path / "plain"), cwd=tmp_path)
+    assert process.wait() == 0, process.communicate()[0]
+    models = {"ours": folder / "model", "plain": tmp_path / "plain"}
+    ensembles = {"both": {"members": ["ours", "plain"], "aggregate": "min"}}
+    path = judge_config(tmp_path, models, {"pairs": tiny_data["pairs"]}, ensembles=ensembles)
+    run("evaluate", path, tmp_path)
+    judged = tmp_path / "runs" / "judged"
+    found = json.loads((judged / "evaluation.json").read_text())["results"]["pairs"]
+    accuracies = {name: model["accuracy"]["mean"] for name, model in found.items()}
+    assert len(set(accuracies.values())) == 1 and accuracies["ours"] > 0.5, accuracies
+    scores = [
+        pq.read_table(next((judged / "scores" / name).glob("*.parquet")))["score"].to_numpy()
+        for name in models
+    ]
+    assert abs(scores[0] - scores[1]).max() < 1e-4 * scores[0].std()
+    for name in ("evaluation.md", "evaluation.svg", "report.html", "quarantine.jsonl"):
+        assert (judged / name).stat().st_size or name == "quarantine.jsonl"
+    # What is scored stays scored.
+    again = run("evaluate", path, tmp_path, "--resume")
+    assert "loading" not in again
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_study_computes_each_cell_once(tmp_path, tiny_model, tiny_data):
+    base = yaml.safe_load(rm_config(tmp_path, tiny_model, tiny_data).read_text())
+    base = {key: value for key, value in base.items() if key not in ("name", "runs", "tracking")}
+    study = {
+        "name": "study",
+        "runs": str(tmp_path / "runs"),
+        "base": base,
+        "vary": {
+            "seed": {"s0": {"seed": 0}, "s1": {"seed": 1}},
+            "method": {"bt": {"loss.alpha": 0.0}, "grm": {"loss.alpha": 0.01}},
+        },
+        "repeat": "seed",
+        "ensembles": ["min"],
+        "baseline": "bt",
+        "sets": {"pairs": {"path": str(tiny_data["pairs"])}},
+        "scoring": {"dtype": "float32"},
+    }
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study))
+    output = run("run_study", path, tmp_path)
+    assert output.count("begins") == 4
+    folder = tmp_path / "runs" / "study"
+    found = json.loads((folder / "study.json").read_text())
+    assert set(found["results"]["pairs"]) == {"bt", "bt/min", "grm", "grm/min"}
+    assert found["results"]["pairs"]["grm"]["versus"]["baseline"] == "bt"
+    assert len(list((folder / "cells").glob("*.json"))) == 4
+    study["vary"]["method"]["smooth"] = {"loss.alpha": 0.0, "loss.label_smoothing": 0.1}
+    study["vary"]["seed"] = {"s0": {"seed": 0}}
+    path.write_text(yaml.safe_dump(study | {"ensembles": []}))
+    output = run("run_study", path, tmp_path)
+    assert output.count("begins") == 1 and output.count("has its result") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_curation_flips_what_voters_are_against(tmp_path, tiny_model, tiny_data):
+    base = yaml.safe_load(rm_config(tmp_path, tiny_model, tiny_data).read_text())
+    base = {key: value for key, value in base.items() if key in ("model", "training")}
+    base["data"] = {"max_length": 128, "holdout": 0.1}
+    config = {
+        "name": "curated",
+        "runs": str(tmp_path / "runs"),
+        "data": {"path": str(tiny_data["pairs"]), "flip": 0.2},
+        "base": base,
+        "folds": 2,
+        "policy": "flip",
+        "weakest": 0.3,
+        "scoring": {"dtype": "float32"},
+    }
+    path = tmp_path / "curate.yaml"
+    path.write_text(yaml.safe_dump(config))
+    run("curate", path, tmp_path)
+    table = tmp_path / "runs" / "curated" / "curated.parquet"
+    found = pq.read_table(table).to_pylist()
+    given = rows(tiny_data["pairs"])
+    assert len(found) == len(given)
+    flipped = [row for row in found if row["action"] == "flip"]
+    assert all(row["strength_mean"] < 0 for row in flipped)
+    assert len(list(iterate(Source(path=str(table)), Quarantine()))) == len(given)
