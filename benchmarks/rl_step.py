@@ -13,15 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import yaml
+from machine import ROOT, call, finish
 
-ROOT = Path(__file__).parent.parent
 PEER = ROOT / ".venv-bench" / "bin" / "python"
 NEW_TOKENS, PROMPTS, SAMPLES = 64, 8, 2
 
@@ -45,8 +44,6 @@ def main() -> None:
         rates[name] = rows / seconds
         length = statistics.mean(found["lengths"][1:])
         print(f"{name:8} {seconds:9.2f} {rates[name]:10.3f} {length:12.1f}")
-    from machine import finish
-
     finish(
         {
             "name": "rl_step",
@@ -98,7 +95,7 @@ def run_ours(work: Path, steps: int) -> dict[str, list[float]]:
     config["checkpoint"] = {"every": 0}
     path = work / "ours.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    _call([sys.executable, "-m", "grm_ray.ppo", "--config", str(path)])
+    call([sys.executable, "-m", "grm_ray.ppo", "--config", str(path)])
     lines = (work / "runs" / "rl_step" / "metrics.jsonl").read_text().splitlines()
     metrics = [m for m in map(json.loads, lines) if m["step"]]
     return {
@@ -122,15 +119,8 @@ def run_theirs(work: Path, policy: str, steps: int) -> dict[str, list[float]]:
         "threads": 2,
     }
     peer = Path(__file__).parent / "peers" / "trl_rloo.py"
-    said = _call([str(PEER), str(peer), json.dumps(job)])
+    said = call([str(PEER), str(peer), json.dumps(job)])
     return json.loads(said.strip().splitlines()[-1])
-
-
-def _call(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    if done.returncode:
-        sys.exit(f"{command[0]} failed:\n{done.stdout[-2000:]}{done.stderr[-3000:]}")
-    return done.stdout
 
 
 if __name__ == "__main__":

@@ -15,15 +15,14 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import yaml
+from machine import ROOT, call, finish
 
-ROOT = Path(__file__).parent.parent
 PEER = ROOT / ".venv-bench" / "bin" / "python"
 PAIRS, LENGTH = 8, 512
 
@@ -55,8 +54,6 @@ def main() -> None:
     }
     for name, rate in rates.items():
         print(f"{name:8} {rate:7.3f} pairs/s")
-    from machine import finish
-
     finish(
         {
             "name": "rm_training",
@@ -152,13 +149,6 @@ def theirs(work: Path, model: str, dtype: str, steps: int) -> dict[str, Any]:
     found = json.loads(call([str(PEER), str(peer), json.dumps(job)]).strip().splitlines()[-1])
     assert found["rows"] == steps * PAIRS, "TRL has left out other rows"
     return found
-
-
-def call(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    if done.returncode:
-        sys.exit(f"{command[0]} failed:\n{done.stdout[-2000:]}{done.stderr[-3000:]}")
-    return done.stdout
 
 
 if __name__ == "__main__":

@@ -2,23 +2,12 @@
 
 import json
 import sys
-import time
 
 import torch
+from clock import Clock
 from datasets import Dataset
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer
 from trl import RewardConfig, RewardTrainer
-
-
-class Clock(TrainerCallback):
-    def __init__(self):
-        self.seconds = []
-
-    def on_step_begin(self, *args, **kwargs):
-        self.began = time.perf_counter()
-
-    def on_step_end(self, *args, **kwargs):
-        self.seconds.append(time.perf_counter() - self.began)
 
 
 def main():

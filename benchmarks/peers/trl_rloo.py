@@ -2,24 +2,12 @@
 
 import json
 import sys
-import time
 
 import torch
+from clock import Clock
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import TrainerCallback
 from trl import RLOOConfig, RLOOTrainer
-
-
-class Clock(TrainerCallback):
-    def __init__(self):
-        self.seconds = []
-
-    def on_step_begin(self, *args, **kwargs):
-        self.began = time.perf_counter()
-
-    def on_step_end(self, *args, **kwargs):
-        self.seconds.append(time.perf_counter() - self.began)
 
 
 def main():

@@ -209,6 +209,8 @@ class PreferenceLoss(Section):
     centering: Annotated[float, Field(ge=0)] = 0.0
     score_l2: Annotated[float, Field(ge=0)] = 0.0
     normalize_by: Literal["pairs", "margins"] = "pairs"
+    # What a pair without a margin gets, for losses that need one; null: it is left out.
+    missing_margin: float | None = None
     regularizer: str | None = "sft"
     alpha: Fraction = 0.01
     beta: Rate = 0.1

@@ -193,6 +193,7 @@ class _Driver:
             config.seed,
             tuple(config.head.attributes),
             self._loss.needs_margin,
+            config.loss.missing_margin,
         )
 
     def _read(self, stream: Any) -> None:

@@ -40,7 +40,12 @@ class Encoder:
         self._tokenizer = load_tokenizer(model, trust_remote_code)
 
     def pairs(
-        self, data: dict[str, Any], seed: int, attributes: tuple[str, ...], needs_margin: bool
+        self,
+        data: dict[str, Any],
+        seed: int,
+        attributes: tuple[str, ...],
+        needs_margin: bool,
+        missing_margin: float | None,
     ) -> Iterator[Any]:
         """Read, choose and tokenise all training and evaluation rows, piece by piece.
 
@@ -72,7 +77,7 @@ class Encoder:
                     encoded = encode_pairs(chunk.items, self._tokenizer, contract, chunk.first)
                 table, left_out, truncated = encoded
                 if name == "train" and needs_margin:
-                    table, lacking = _with_margin(table)
+                    table, lacking = _with_margin(table, missing_margin)
                     left_out += [(uid, "no margin") for uid in lacking]
                 yield table
                 yield {
@@ -106,7 +111,10 @@ def _weights(table: pa.Table) -> list[float]:
     return table["margin"].fill_null(1.0).to_pylist()
 
 
-def _with_margin(table: pa.Table) -> tuple[pa.Table, list[str]]:
-    """The rows that have a margin, and the uids of those that have none."""
+def _with_margin(table: pa.Table, missing: float | None) -> tuple[pa.Table, list[str]]:
+    """`table` with a margin in every row, and the uids of rows left out because they have none."""
+    if missing is not None:
+        column = table["margin"].fill_null(missing)
+        return table.set_column(table.column_names.index("margin"), "margin", column), []
     lacking = table["margin"].is_null()
     return table.filter(pc.invert(lacking)), table["uid"].filter(lacking).to_pylist()

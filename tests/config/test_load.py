@@ -46,7 +46,7 @@ def test_a_minimal_config_gets_every_default(write):
         (RM + "1: 2", "keys are words"),
         (RM + "model: {lora: {rank: x}}", "stands twice"),
         (RM + "workers: {cpus: -1}", "key 'workers.cpus'"),
-        (RM + "tracking: [wandbb]", "key 'tracking.0'"),
+        (RM + "tracking: [wandbb]", "key 'tracking[0]'"),
     ],
 )
 def test_mistakes_are_named(write, text, message):

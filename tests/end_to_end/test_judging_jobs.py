@@ -2,12 +2,16 @@
 
 import json
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from grm_ray.config.schema import Source
 from grm_ray.data.sources import Quarantine, iterate
+from grm_ray.models.backbone import load_tokenizer
+from grm_ray.models.checkpoint import load_reward_model
+from grm_ray.models.scoring import score_rows
 from tests.conftest import finish, job, rows
 from tests.end_to_end.conftest import judge_config, rm_config
 
@@ -17,6 +21,19 @@ def run(module, path, folder, *flags):
     output = finish(process)
     assert process.returncode == 0, output
     return output
+
+
+def in_this_process(folder, pairs):
+    """Scores of a file's answers, chosen and rejected in turn, without Ray."""
+    model, contract, _ = load_reward_model(str(folder), "float32")
+    tokenizer = load_tokenizer(str(folder))
+    conversations = []
+    for row in rows(pairs):
+        question = [{"role": "user", "content": row["prompt"]}]
+        answers = [row["chosen"], row["rejected"]]
+        prompt, answers = contract.tokens(tokenizer, question, answers)
+        conversations += [(np.array(prompt), np.array(answer)) for answer in answers]
+    return score_rows(model, conversations, budget=512)
 
 
 @pytest.mark.timeout(900)
@@ -37,6 +54,7 @@ def test_a_saved_model_and_its_export_are_judged_alike(tmp_path, tiny_data, rewa
         for name in models
     ]
     assert abs(scores[0] - scores[1]).max() < 1e-4 * scores[0].std()
+    assert abs(scores[0] - in_this_process(folder / "model", tiny_data["pairs"])).max() < 1e-5
     for name in ("evaluation.md", "evaluation.svg", "report.html", "quarantine.jsonl"):
         assert (judged / name).stat().st_size or name == "quarantine.jsonl"
     # What is scored stays scored.
