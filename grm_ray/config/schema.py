@@ -237,6 +237,13 @@ class PairData(Section):
     def _one_source_is_a_list(cls, train: Any) -> Any:
         return [train] if isinstance(train, dict | Source) else train
 
+    @field_validator("eval")
+    @classmethod
+    def _no_set_is_named_train(cls, sets: dict[str, Source]) -> dict[str, Source]:
+        if "train" in sets:
+            raise ValueError("an evaluation set cannot be named 'train'")
+        return sets
+
     @field_validator("eval", mode="before")
     @classmethod
     def _one_source_has_a_name(cls, given: Any) -> Any:

@@ -36,12 +36,19 @@ def run(config: EvaluateJob, resume: bool = False) -> Path:
     wanted = bundles(roles(config))
     with cluster.session(wanted):
         folder = open_run(config, resume)
-        quarantine = Quarantine()
         with cluster.placement_group(wanted) as placed:
-            tables = _scored(config, folder, placed, wanted, quarantine)
-        quarantine.write(folder / "quarantine.jsonl")
-    result = judge(config, tables)
-    result["left_out"] = quarantine.counts()
+            tables = _scored(config, folder, placed, wanted)
+    quarantine = _left_out(config, folder)
+    kept: dict[str, dict[str, pa.Table]] = {model: {} for model in config.models}
+    for name, source in config.sets.items():
+        found, refused = scoring.without_refused({m: tables[m][name] for m in tables})
+        quarantine.add_many(source.path, refused, "no score: refused by a chat template")
+        for model, table in found.items():
+            kept[model][name] = table
+        if not next(iter(found.values())).num_rows:
+            raise ConfigError(f"sets.{name}: {source.path}: no row got a score")
+    quarantine.write(folder / "quarantine.jsonl")
+    result = {**judge(config, kept), "left_out": quarantine.counts()}
     (folder / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return write_evaluation(result, folder)
 
@@ -73,24 +80,17 @@ def judge(config: EvaluateJob, tables: dict[str, dict[str, pa.Table]]) -> dict[s
 
 
 def _scored(
-    config: EvaluateJob, folder: Path, placed: Any, wanted: list, quarantine: Quarantine
+    config: EvaluateJob, folder: Path, placed: Any, wanted: list
 ) -> dict[str, dict[str, pa.Table]]:
     """model -> set -> scores; one model at a time is in memory."""
-    tables: dict[str, dict[str, pa.Table]] = {}
     digests = {name: digest(source) for name, source in config.sets.items()}
-    for number, (model, path) in enumerate(config.models.items()):
-        identity = model_identity(path)
-        files = {
-            name: _file(folder / "scores" / model, name, identity, digests[name], config)
-            for name in config.sets
-        }
-        tables[model] = {}
-        pool = None
+    tables: dict[str, dict[str, pa.Table]] = {}
+    for model, path in config.models.items():
+        identity, tables[model], pool = model_identity(path), {}, None
         try:
             for name, source in config.sets.items():
-                # Every model reads the same rows: what is left out is told once.
-                aside = quarantine if number == 0 else Quarantine()
-                if not files[name].exists():
+                file = _file(folder / "scores" / model, name, identity, digests[name], config)
+                if not file.exists():
                     if pool is None:
                         print(f"{model}: loading {path}", flush=True)
                         pool = scoring.start_scorers(
@@ -103,9 +103,10 @@ def _scored(
                             print,
                         )
                         pool.wait_ready(config.timeout_s)
-                    table = _score(pool, source, config, aside)
-                    scoring.write(table, files[name])
-                tables[model][name] = scoring.read(files[name])
+                    aside = Quarantine()
+                    scoring.write(_score(pool, source, config, aside), file)
+                    aside.write(_aside(folder, name))
+                tables[model][name] = scoring.read(file)
                 print(f"{model}: {name}: {tables[model][name].num_rows} answers scored", flush=True)
         finally:
             if pool is not None:
@@ -121,5 +122,19 @@ def _score(pool: Any, source: Source, config: EvaluateJob, quarantine: Quarantin
 
 
 def _file(folder: Path, name: str, identity: str, digest: str, config: EvaluateJob) -> Path:
-    key = scoring.key(identity, config.sets[name], digest, config.seed, config.scoring)
+    dtype = scoring.precision(config.scoring, config.workers)
+    key = scoring.key(identity, config.sets[name], digest, config.seed, dtype)
     return folder / f"{name}-{key}.parquet"
+
+
+def _aside(folder: Path, name: str) -> Path:
+    """What a set's rows lost when they were read: every model reads the same."""
+    return folder / "scores" / f"{name}.quarantine.jsonl"
+
+
+def _left_out(config: EvaluateJob, folder: Path) -> Quarantine:
+    quarantine = Quarantine()
+    for name in config.sets:
+        with _aside(folder, name).open(encoding="utf-8") as lines:
+            quarantine.rows += [json.loads(line) for line in lines]
+    return quarantine

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from grm_ray.config.load import ConfigError
 from grm_ray.config.schema import RewardModelJob
 from grm_ray.data.order import MixtureOrder
 from grm_ray.data.packing import split_by_tokens
-from grm_ray.data.sources import Quarantine
 from grm_ray.drivers.alarms import Alarms
 from grm_ray.drivers.checks import check, roles
 from grm_ray.drivers.groups import Group
+from grm_ray.drivers.reward_rows import card_facts, read, start_reading
 from grm_ray.drivers.run_folder import check_identity, open_run, saved_state
 from grm_ray.models import backbone
 from grm_ray.models.checkpoint import model_identity
@@ -30,6 +30,7 @@ from grm_ray.study.intervals import bootstrap_mean
 from grm_ray.study.preferences import Contest, length_correlation
 from grm_ray.training.reward_loss import RewardLoss
 
+DONE = "done.json"
 # Pairs of a step that the gradients of both losses are looked at on.
 LOOKED_AT = 4
 
@@ -61,33 +62,6 @@ def run(config: RewardModelJob, resume: bool = False) -> Path:
         return write_report(folder)
 
 
-@dataclass
-class _Rows:
-    """What the driver knows of a set: where its tables lie, and numbers a row."""
-
-    refs: list[Any] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    uids: list[str] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)
-    truncated: int = 0
-    by_source: dict[int, int] = field(default_factory=dict)
-
-    def add(self, ref: Any, metadata: dict[str, Any]) -> None:
-        self.refs.append(ref)
-        self.counts.append(len(metadata["uids"]))
-        self.uids += metadata["uids"]
-        self.lengths += metadata["lengths"]
-        self.weights += metadata["weights"]
-        self.truncated += metadata["truncated"]
-        source = metadata["source"]
-        self.by_source[source] = self.by_source.get(source, 0) + len(metadata["uids"])
-
-    @property
-    def pieces(self) -> tuple[list[Any], list[int]]:
-        return self.refs, self.counts
-
-
 class _Driver:
     def __init__(
         self, config: RewardModelJob, folder: Path, path: str, placed: Any, wanted: list
@@ -116,24 +90,28 @@ class _Driver:
         self._step = 0
         self._best: float | None = None
         self._scores: dict[str, dict[str, Any]] = {}
-        self._left_out: dict[str, int] = {}
 
     def prepare(self, saved: tuple[Path, dict] | None, identity: dict[str, str]) -> None:
         """Tokenise, load the model on every rank, restore a checkpoint."""
         self._table.status("reading data")
-        stream = self._start_reading()
+        config, training = self._config, self._config.training
+        log = self._folder / "logs" / "encoder.log"
+        stream = start_reading(config, self._loss, self._path, log)
         self._group.begin_setup()
-        self._read(stream)
-        self._identity = {**identity, "training data": self._fingerprint}
+        self._read = read(config, stream, self._folder / "quarantine.jsonl")
+        self._table.message(self._read.in_words(config))
+        self._identity = {**identity, "training data": self._read.fingerprint}
         if saved is not None:
             check_identity(saved, self._identity)
-        config, training = self._config, self._config.training
-        train = self._sets["train"]
-        counts = [train.by_source.get(i, 0) for i in range(len(config.data.train))]
-        weights = [source.weight for source in config.data.train]
-        shuffle = all(source.shuffle for source in config.data.train)
-        self._order = MixtureOrder(counts, weights, config.seed, shuffle)
-        rows = self._order.length(training.epochs)
+        self._sets = self._read.sets
+        sources, by_source = config.data.train, self._sets["train"].by_source
+        self._order = MixtureOrder(
+            [by_source.get(number, 0) for number in range(len(sources))],
+            [source.weight for source in sources],
+            config.seed,
+            any(source.shuffle for source in sources),
+        )
+        rows = max(1, self._order.length(training.epochs))
         self._per_step = min(training.pairs_per_step, rows)
         self._total = max(1, round(rows / self._per_step))
         self._alarms = Alarms(self._per_step, self._total)
@@ -144,7 +122,9 @@ class _Driver:
             self._group.call("take_reference", self._reference())
         if saved is not None:
             self._group.call("load", str(saved[0] / "trainer"))
-            self._step, self._best = saved[1]["step"], saved[1].get("best")
+            self._step = saved[1]["step"]
+            if saved[1]["config"]["checkpoint"]["best_by"] == config.checkpoint.best_by:
+                self._best = saved[1]["best"]  # of another set it would say nothing
             self._tracker.resume(self._step)
             self._table.message(f"resumed after step {self._step}")
 
@@ -168,82 +148,21 @@ class _Driver:
                 snapshots.write(self._step, self._snapshot)
 
     def finish(self) -> None:
-        """Save the reward model with its card, unless the best one was saved before."""
-        if self._config.checkpoint.best_by is None:
+        """Save the reward model with its card, unless the best one was saved before.
+
+        `done.json` comes last: who finds it finds the model as it stays.
+        """
+        if not self._scores:  # resumed after the last step
+            self._evaluate()
+        if self._best is None:
             self._save()
+        done = {"steps": self._step, "best": self._best}
+        (self._folder / DONE).write_text(json.dumps(done) + "\n", encoding="utf-8")
 
     def close(self) -> None:
         self._tracker.close()
         self._table.close()
         self._group.kill()
-
-    # -------------------------------------------------------------------- data
-
-    def _start_reading(self) -> Any:
-        from grm_ray.workers.encoder import start_encoder
-
-        config = self._config
-        encoder = start_encoder(
-            self._path,
-            config.model.trust_remote_code,
-            str(self._folder / "logs" / "encoder.log"),
-        )
-        return encoder.pairs.options(num_returns="streaming").remote(
-            config.data.model_dump(mode="json"),
-            config.seed,
-            tuple(config.head.attributes),
-            self._loss.needs_margin,
-            config.loss.missing_margin,
-        )
-
-    def _read(self, stream: Any) -> None:
-        """Take the encoder's pieces; tell what was left out, and of which rows the run is made.
-
-        Raises:
-            ConfigError: a source cannot be used, or no row of a set fits.
-        """
-        import ray
-
-        data, quarantine = self._config.data, Quarantine()
-        try:
-            next(stream)
-            plan = ray.get(next(stream))
-            quarantine.rows = plan["quarantine"]
-            quarantine.write(self._folder / "quarantine.jsonl")
-            self._fingerprint = plan["fingerprint"]
-            self._sets = {name: _Rows() for name in ("train", *plan["sets"])}
-            for ref in stream:
-                metadata = ray.get(next(stream))
-                self._sets[metadata["set"]].add(ref, metadata)
-                source = data.eval.get(metadata["set"], data.train[metadata["source"]])
-                for uid, reason in metadata["left_out"]:
-                    quarantine.add(source.path, 0, reason, uid)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, ConfigError):
-                raise ConfigError(str(error.cause)) from None
-            raise
-        quarantine.write(self._folder / "quarantine.jsonl")
-        self._left_out = quarantine.counts()
-        for name, found in self._sets.items():
-            if not found.uids:
-                raise ConfigError(
-                    f"no pair of '{name}' is left: "
-                    + (", ".join(f"{n} {reason}" for reason, n in self._left_out.items()) or "none")
-                    + f" (data.max_length: {data.max_length})"
-                )
-        self._table.message(self._what_was_read())
-
-    def _what_was_read(self) -> str:
-        data = self._config.data
-        held = ", ".join(f"{len(f.uids)} {n}" for n, f in self._sets.items() if n != "train")
-        shown = ", ".join(f"{count} {reason}" for reason, count in self._left_out.items())
-        cut = sum(found.truncated for found in self._sets.values())
-        rows = "graded answers" if self._loss.regression else "training pairs"
-        return (
-            f"{len(self._sets['train'].uids)} {rows}; to evaluate on: {held}"
-            + (f"; left out: {shown} (quarantine.jsonl)" if shown else "")
-            + (f"; {cut} cut to data.max_length ({data.truncation})" if cut else "")
-        )
 
     def _reference(self) -> np.ndarray:
         """`(rows, 2)` log-probs under the starting model, of the rows that the run will see.
@@ -254,21 +173,19 @@ class _Driver:
         if file.exists():
             return np.load(file)
         self._table.status("log-probs of the starting model")
-        train = self._sets["train"]
+        train, ranks = self._sets["train"], self._group.ranks
         used = sorted({row for row, _ in self._order.take(0, self._total * self._per_step)})
-        shares = split_by_tokens([train.lengths[row] for row in used], len(self._group.ranks))
-        found = self._group.gather(
-            [
-                rank.reference_logprobs.remote([used[i] for i in share])
-                for rank, share in zip(self._group.ranks, shares, strict=True)
-            ]
-        )
         logprobs = np.full((len(train.uids), 2), np.nan, np.float32)
-        for share, part in zip(shares, found, strict=True):
-            logprobs[[used[i] for i in share]] = part
-        part = file.with_suffix(".part.npy")
-        np.save(part, logprobs)
-        part.replace(file)
+        for shares in train.in_blocks(used, len(ranks)):
+            calls = [
+                rank.reference_logprobs.remote(share)
+                for rank, share in zip(ranks, shares, strict=True)
+            ]
+            for share, found in zip(shares, self._group.gather(calls), strict=True):
+                logprobs[share] = found
+        beside = file.with_suffix(".part.npy")
+        np.save(beside, logprobs)
+        beside.replace(file)
         return logprobs
 
     # ------------------------------------------------------------------- steps
@@ -283,14 +200,19 @@ class _Driver:
         lengths = [train.lengths[row] for row in rows]
         weights = sum(train.weights[row] for row in rows)
         by_weight = self._loss.regression or self._config.loss.normalize_by == "margins"
-        totals = (weights if by_weight else float(len(rows)), float(len(rows)))
-        shares = split_by_tokens(lengths, len(self._group.ranks))
+        # Without any weight the step's loss is 0, whatever it is divided by.
+        totals = ((weights or 1.0) if by_weight else float(len(rows)), float(len(rows)))
         results = self._group.gather(
             [
-                rank.step.remote([rows[i] for i in share], totals)
-                for rank, share in zip(self._group.ranks, shares, strict=True)
+                rank.step.remote(share, totals)
+                for rank, share in zip(self._group.ranks, self._shares(rows), strict=True)
             ]
         )
+        if not math.isfinite(results[0]["loss"]):
+            raise FloatingPointError(
+                f"step {self._step}: the loss is {results[0]['loss']}; lower the learning rate or "
+                "look at the data of this step"
+            )
         seconds = time.perf_counter() - began
         return {
             "step": self._step,
@@ -298,6 +220,15 @@ class _Driver:
             "tokens_per_second": sum(lengths) / seconds,
             "phase/learn": seconds,
         }
+
+    def _shares(self, rows: list[int]) -> list[list[int]]:
+        """Each rank's rows of a step, balanced by tokens."""
+        ranks = len(self._group.ranks)
+        if self._config.model.frozen:
+            # A row stays with its rank, which keeps the row's hidden states.
+            return [[row for row in rows if row % ranks == rank] for rank in range(ranks)]
+        shares = split_by_tokens([self._sets["train"].lengths[row] for row in rows], ranks)
+        return [[rows[i] for i in share] for share in shares]
 
     def _is_evaluated(self) -> bool:
         every = self._config.training.eval_every
@@ -323,17 +254,14 @@ class _Driver:
         return {**metrics, "phase/evaluate": time.perf_counter() - began}
 
     def _judge(self, name: str) -> dict[str, Any]:
-        rows = self._sets[name]
-        shares = split_by_tokens(rows.lengths, len(self._group.ranks))
-        parts = self._group.gather(
-            [
-                rank.evaluate.remote(name, share)
-                for rank, share in zip(self._group.ranks, shares, strict=True)
-            ]
-        )
+        rows, ranks = self._sets[name], self._group.ranks
         scores, lengths = np.zeros((len(rows.uids), 2)), np.zeros((len(rows.uids), 2))
-        for share, part in zip(shares, parts, strict=True):
-            scores[share], lengths[share] = part["scores"], part["lengths"]
+        for shares in rows.in_blocks(range(len(rows.uids)), len(ranks)):
+            calls = [
+                rank.evaluate.remote(name, share) for rank, share in zip(ranks, shares, strict=True)
+            ]
+            for share, found in zip(shares, self._group.gather(calls), strict=True):
+                scores[share], lengths[share] = found["scores"], found["lengths"]
         prompts = [uid.split(":")[0] for uid in rows.uids]
         margins = scores[:, 0] - scores[:, 1]
         interval = bootstrap_mean(margins > 0, clusters=prompts, seed=self._config.seed)
@@ -367,7 +295,10 @@ class _Driver:
     def _save(self) -> None:
         target = self._folder / "model"
         self._table.status("saving")
-        fingerprint = self._group.call("save_model", str(target), self._facts())[0]
+        steps = f"{self._step} of {self._total}, {self._per_step} rows each"
+        fingerprint = self._group.call(
+            "save_model", str(target), card_facts(self._config, self._read, self._scores, steps)
+        )[0]
         self._table.message(
             f"reward model {target} (step {self._step}, fingerprint {fingerprint[:12]})"
         )
@@ -379,52 +310,4 @@ class _Driver:
             "config": self._config.model_dump(mode="json"),
             "hashes": hashes,
             "best": self._best,
-        }
-
-    def _facts(self) -> dict[str, Any]:
-        """What the model card tells, besides the scoring contract."""
-        config, data = self._config, self._config.data
-        loss = config.loss
-        train = self._sets["train"]
-        sources = [
-            {
-                "path": source.path,
-                "use": "training",
-                "rows": train.by_source.get(number, 0),
-                "weight": source.weight,
-                "left_out": self._left_out if number == 0 else {},
-            }
-            for number, source in enumerate(data.train)
-        ]
-        for name, found in self._sets.items():
-            if name != "train":
-                path = data.eval[name].path if name in data.eval else data.train[0].path
-                sources.append({"path": path, "use": name, "rows": len(found.uids)})
-        return {
-            "name": config.name,
-            "base_model": config.model.path,
-            "data": sources,
-            "losses": {
-                "preference": loss.preference,
-                "regularizer": f"{loss.regularizer} (alpha {loss.alpha}, beta {loss.beta})"
-                if loss.alpha
-                else "none",
-                **{
-                    name: getattr(loss, name)
-                    for name in ("label_smoothing", "centering", "score_l2")
-                    if getattr(loss, name)
-                },
-                "steps": f"{self._step} of {self._total}, {self._per_step} rows each",
-            },
-            "scores": [
-                {
-                    "set": name,
-                    "value": found["accuracy"],
-                    "low": found["accuracy_low"],
-                    "high": found["accuracy_high"],
-                    "rows": len(self._sets[name].uids),
-                }
-                for name, found in self._scores.items()
-            ],
-            "config": config.model_dump(mode="json"),
         }

@@ -1,17 +1,18 @@
 """Scores of whole preference sets: texts go through a pool of scorers, scores go to a file.
 
-A file of scores is named by what it was made from (reward model, rows, precision), so that nothing
-is scored twice, however often an evaluation is started.
+A file of scores is named by what it was made from (reward model, rows, precision), so that an
+evaluation that goes on (`--resume`) scores nothing twice.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import ray
@@ -19,6 +20,7 @@ import ray
 from grm_ray.config.judging import Scoring
 from grm_ray.config.schema import Source, Workers
 from grm_ray.data.sources import Contest
+from grm_ray.models.backbone import resolve_dtype
 from grm_ray.runtime import cluster
 from grm_ray.runtime.placement import Bundle
 from grm_ray.runtime.pool import Pool, PoolFailed, Work
@@ -36,14 +38,43 @@ SCORED = pa.schema(
     ]
 )
 # What a scorer reads of an answer.
-TEXTS = pa.schema([("uid", pa.string()), ("messages", pa.string()), ("response", pa.string())])
+TEXTS = pa.schema(
+    [
+        ("group", pa.int32()),  # of the contest: its answers are cut to fit together
+        ("messages", pa.string()),
+        ("response", pa.string()),
+    ]
+)
 ROWS_PER_BATCH = 64
 
 
-def key(fingerprint: str, source: Source, digest: str, seed: int, scoring: Scoring) -> str:
-    """Name of a file of scores: changes with anything that changes a score or the rows."""
-    parts = [fingerprint, source.model_dump(mode="json"), digest, seed, scoring.dtype]
+def key(identity: str, source: Source, digest: str, seed: int, dtype: str) -> str:
+    """Name of a file of scores: changes with anything that changes a score or the rows.
+
+    Args:
+        identity: `models.checkpoint.model_identity` of the reward model.
+        digest: `data.files.digest` of the source.
+        dtype: what the scorers compute in, see `precision`.
+    """
+    parts = [identity, source.model_dump(mode="json", exclude_defaults=True), digest, seed, dtype]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def precision(scoring: Scoring, workers: Workers) -> str:
+    """What scorers compute in, as far as the driver can tell: "auto" is theirs to resolve."""
+    on_gpu = scoring.dtype == "auto" and workers.gpus > 0
+    return "auto on a GPU" if on_gpu else resolve_dtype(scoring.dtype)
+
+
+def without_refused(tables: Mapping[str, pa.Table]) -> tuple[dict[str, pa.Table], int]:
+    """model -> its `SCORED`, without the contests that any model's template refused; how many."""
+    refused = np.zeros(next(iter(tables.values())).num_rows, dtype=bool)
+    for table in tables.values():
+        refused |= np.isnan(table["score"].to_numpy())
+    contests = next(iter(tables.values()))["contest"].to_numpy()
+    gone = np.unique(contests[refused])
+    kept = pa.array(~np.isin(contests, gone))
+    return {model: table.filter(kept) for model, table in tables.items()}, len(gone)
 
 
 def start_scorers(
@@ -80,7 +111,9 @@ def stop_scorers(pool: Pool) -> None:
 
 
 def score(pool: Pool, contests: Iterable[Contest], timeout_s: float) -> pa.Table:
-    """`SCORED` of all `contests`; at most a few batches of texts are in memory at a time.
+    """`SCORED` of all `contests`, NaN where a chat template refuses one.
+
+    At most a few batches of texts are in memory at a time.
 
     Raises:
         PoolFailed: scorers die again and again, or none answers for `timeout_s`.
@@ -106,7 +139,7 @@ def score(pool: Pool, contests: Iterable[Contest], timeout_s: float) -> pa.Table
             else:
                 batch, rows = event.work.payload
                 parts[batch] = rows.set_column(
-                    SCORED.get_field_index("score"), SCORED.field("score"), event.value["score"]
+                    SCORED.get_field_index("score"), SCORED.field("score"), pa.array(event.value)
                 )
                 under_way -= 1
     return pa.concat_tables([SCORED.empty_table(), *(parts[i] for i in sorted(parts))])
@@ -125,7 +158,7 @@ def write(table: pa.Table, path: Path) -> None:
 
 
 def _work(batch: int, texts: pa.Table, rows: pa.Table) -> Work:
-    return Work(lambda worker: worker.score.remote(texts), (batch, rows))
+    return Work(lambda worker: worker.judge.remote(texts), (batch, rows))
 
 
 def _batches(contests: Iterable[Contest]) -> Iterator[tuple[pa.Table, pa.Table]]:
@@ -141,7 +174,7 @@ def _batches(contests: Iterable[Contest]) -> Iterator[tuple[pa.Table, pa.Table]]
             messages = [{"role": r, "content": c} for r, c in (*contest.prompt, *turns[:-1])]
             texts.append(
                 {
-                    "uid": f"{number}:{len(rows)}",
+                    "group": number,
                     "messages": json.dumps(messages),
                     "response": turns[-1][1],
                 }

@@ -36,6 +36,8 @@ from grm_ray.models.backbone import (
 )
 from grm_ray.models.reward_model import RewardModel
 
+# Files of these kinds decide what a model computes; a card or a log does not.
+_DECISIVE = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py"}
 HEAD_FILE = "reward_head.safetensors"
 META_FILE = "grm_ray.json"
 ADAPTER = "adapter"
@@ -291,13 +293,15 @@ class beside:
 
 
 def model_identity(path: str) -> str:
-    """Which weights a path holds: a hash over config and weight files, or the hub id itself."""
-    folder = Path(path)
+    """Which model a path holds: a hash over its files (weights, config, tokenizer, chat template,
+    scoring contract), or the hub id itself."""
+    folder = Path(path).expanduser()
     if not folder.is_dir():
         return path
     digest = xxhash.xxh3_128()
-    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
-        digest.update(file.read_bytes() if file.suffix == ".json" else _digest_of(file))
+    for file in sorted(f for f in folder.iterdir() if f.suffix in _DECISIVE and f.is_file()):
+        digest.update(file.name.encode())
+        digest.update(_digest_of(file))
     return digest.hexdigest()
 
 

@@ -207,12 +207,12 @@ class ZeroEngine:
             yield batches[i] if i < len(batches) else None
 
     @contextlib.contextmanager
-    def gathered(self) -> Iterator[None]:
-        """Inside, `module` has its weights whole, to be read and not changed. All ranks enter."""
+    def gathered(self, part: nn.Module | None = None) -> Iterator[None]:
+        """Inside, `part` (None: `module`) has whole weights, to be read only. All ranks enter."""
         import deepspeed
 
         whole = deepspeed.zero.GatheredParameters(
-            list(self.module.parameters()), enabled=self._config.zero_stage == 3
+            list((part or self.module).parameters()), enabled=self._config.zero_stage == 3
         )
         with whole:
             yield

@@ -79,6 +79,11 @@ class RewardLoss:
         return "margin_B" in self._wants or self._config.normalize_by == "margins"
 
     @property
+    def weighs_by_margin(self) -> bool:
+        """A margin is a weight then, and must not be negative."""
+        return self._config.preference == "scaled" or self._config.normalize_by == "margins"
+
+    @property
     def needs_reference(self) -> bool:
         return bool({"chosen_ref_logp_B", "rejected_ref_logp_B"} & self._wants)
 
@@ -149,8 +154,8 @@ class RewardLoss:
         )
         given: dict[str, torch.Tensor | float | None] = {
             "beta": self._config.beta,
-            # A loss that can do without margins gets them only where every pair has one.
-            **({} if np.isnan(pairs.margin_B).any() else {"margin_B": floats(pairs.margin_B)}),
+            # A loss that can do without margins gets none: some pairs may have none.
+            **({"margin_B": floats(pairs.margin_B)} if self.needs_margin else {}),
             "smoothing_B": floats(smoothing) if smoothing.any() else None,
             "chosen_tokens_B": floats(np.array([len(a[0]) for _, a in pairs.groups])),
             "rejected_tokens_B": floats(np.array([len(a[1]) for _, a in pairs.groups])),

@@ -30,6 +30,8 @@ class Chunks:
 
     def take(self, rows: Sequence[int]) -> pa.Table:
         """The rows of these numbers, in this order."""
+        if not len(rows):
+            return ray.get(self._refs[0]).slice(0, 0)
         numbers = np.asarray(rows, dtype=np.int64)
         piece_of = np.searchsorted(self._starts, numbers, side="right") - 1
         parts, places = [], []
@@ -38,7 +40,7 @@ class Chunks:
             table = ray.get(self._refs[piece])
             parts.append(table.take(pa.array(numbers[here] - self._starts[piece])))
             places.append(here)
-        order = np.argsort(np.concatenate(places)) if places else np.zeros(0, np.int64)
+        order = np.argsort(np.concatenate(places))
         return pa.concat_tables(parts).take(pa.array(order)).combine_chunks()
 
 

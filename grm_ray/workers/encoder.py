@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,33 @@ def start_encoder(model: str, trust_remote_code: bool, log: str) -> Any:
     return Encoder.options(scheduling_strategy=here).remote(model, trust_remote_code, log)
 
 
+@dataclass(frozen=True)
+class Margins:
+    """What a loss that reads margins asks of the data.
+
+    `missing`: what a pair without one gets; None: it is left out. `weights`: margins weigh pairs,
+    so that a negative one would turn a preference round.
+    """
+
+    missing: float | None
+    weights: bool
+
+    def of(self, table: pa.Table) -> tuple[pa.Table, list[tuple[str, str]]]:
+        """`table` with a fitting margin in every row, and (uid, reason) of the rows left out."""
+        if self.missing is not None:
+            column = table["margin"].fill_null(self.missing)
+            table = table.set_column(table.column_names.index("margin"), "margin", column)
+        lacking = table["margin"].is_null()
+        left_out = [(uid, "no margin") for uid in table["uid"].filter(lacking).to_pylist()]
+        table = table.filter(pc.invert(lacking))
+        if self.weights:
+            below = pc.less(table["margin"], 0.0)
+            uids = table["uid"].filter(below).to_pylist()
+            left_out += [(uid, "a negative margin cannot weigh a pair") for uid in uids]
+            table = table.filter(pc.invert(below))
+        return table, left_out
+
+
 @ray.remote(num_cpus=0, max_restarts=3, max_task_retries=3)
 class Encoder:
     """Tokenises one table after another; its process ends when the driver lets go of it."""
@@ -44,8 +72,7 @@ class Encoder:
         data: dict[str, Any],
         seed: int,
         attributes: tuple[str, ...],
-        needs_margin: bool,
-        missing_margin: float | None,
+        margins: Margins | None,
     ) -> Iterator[Any]:
         """Read, choose and tokenise all training and evaluation rows, piece by piece.
 
@@ -65,8 +92,8 @@ class Encoder:
         yield None
         yield {
             "fingerprint": plan.fingerprint,
-            "sources": len(plan.train),
             "sets": plan.sets,
+            "left_out": plan.left_out,
             "quarantine": quarantine.rows,
         }
         for name in ("train", *plan.sets):
@@ -76,9 +103,9 @@ class Encoder:
                 else:
                     encoded = encode_pairs(chunk.items, self._tokenizer, contract, chunk.first)
                 table, left_out, truncated = encoded
-                if name == "train" and needs_margin:
-                    table, lacking = _with_margin(table, missing_margin)
-                    left_out += [(uid, "no margin") for uid in lacking]
+                if name == "train" and margins is not None:
+                    table, without = margins.of(table)
+                    left_out += without
                 yield table
                 yield {
                     "set": name,
@@ -109,12 +136,3 @@ def _weights(table: pa.Table) -> list[float]:
     if "labels" in table.column_names:
         return [float(np.isfinite(labels).sum()) for labels in table["labels"].to_pylist()]
     return table["margin"].fill_null(1.0).to_pylist()
-
-
-def _with_margin(table: pa.Table, missing: float | None) -> tuple[pa.Table, list[str]]:
-    """`table` with a margin in every row, and the uids of rows left out because they have none."""
-    if missing is not None:
-        column = table["margin"].fill_null(missing)
-        return table.set_column(table.column_names.index("margin"), "margin", column), []
-    lacking = table["margin"].is_null()
-    return table.filter(pc.invert(lacking)), table["uid"].filter(lacking).to_pylist()

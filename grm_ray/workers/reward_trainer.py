@@ -144,27 +144,24 @@ class RewardTrainer:
                 values = self._engine.module.head.score(outputs)
                 scores[batch] = values.reshape(-1, 2).double().numpy(force=True)
         lengths = [[len(answer) for answer in answers] for _, answers in pairs.groups]
-        return {"rows": rows, "scores": scores, "lengths": np.array(lengths).reshape(-1, 2)}
+        return {"scores": scores, "lengths": np.array(lengths).reshape(-1, 2)}
 
     def health(self, rows: list[int]) -> dict[str, float]:
         """How far the head has moved, and which loss pulls harder, on these training rows.
 
         Collective: every rank calls it. The gradients are looked at by rank 0, of few rows.
         """
-        with self._engine.gathered():
+        alpha = self._config.loss.alpha
+        with self._engine.gathered(self._model.head):
             now = self._head()
-            moved = float((now - self._head_at_start).norm() / self._head_at_start.norm())
-            found = {"head_moved": moved}
-            # Under ZeRO-3 weights are whole only inside the engine's own passes.
-            whole = self._config.training.optimizer.zero_stage < 3
-            if self._rank == 0 and self._loss.logprobs_of(1) is not None and whole:
-                found["loss/gradient_ratio"] = gradient_ratio(
-                    self._loss,
-                    self._engine.module,
-                    self._pairs("train", rows),
-                    self._config.loss.alpha,
-                    self._engine.device,
-                )
+        moved = float((now - self._head_at_start).norm() / self._head_at_start.norm())
+        found = {"head_moved": moved}
+        # Under ZeRO-3 weights are whole only inside the engine's own passes.
+        whole = self._config.training.optimizer.zero_stage < 3
+        if self._rank == 0 and 0 < alpha < 1 and whole:
+            module, device = self._engine.module, self._engine.device
+            pairs = self._pairs("train", rows)
+            found["loss/gradient_ratio"] = gradient_ratio(self._loss, module, pairs, alpha, device)
         return found
 
     # ------------------------------------------------------------------- saving
@@ -223,19 +220,25 @@ class RewardTrainer:
         return pack(groups).to(self._engine.device)
 
     def _frozen_step(self, rows: list[int], totals: tuple[float, float]) -> dict[str, float]:
-        """The backbone never changes: each row goes through it once, whatever the epochs."""
+        """The backbone never changes: a row goes through it once, and its hidden states are kept.
+
+        They are those of evaluation, without dropout; only the head trains.
+        """
+        self._engine.module.lm.eval()
         pairs = self._pairs("train", rows)
         new = [i for i, row in enumerate(rows) if row not in self._features]
         with torch.no_grad():
             for batch in self._batches([pairs.groups[i] for i in new]):
                 at = [new[i] for i in batch]
                 packed = self._packed(pairs, at)
-                features = self._engine.module.hidden(packed)[packed.last_A].reshape(len(at), 2, -1)
+                features = self._engine.module.hidden(packed)[packed.last_A].cpu()
+                features = features.reshape(len(at), 2, -1)
                 self._features.update(zip([rows[i] for i in at], features, strict=True))
         sums = np.zeros(5)
 
         def loss(batch: list[int]) -> torch.Tensor:
             features = torch.cat([self._features[rows[i]] for i in batch])
+            features = features.to(self._engine.device)
             scores, _ = self._engine(None, None, features)
             values = self._loss.of_scores(scores, None, pairs.take(batch))
             sums[:] += _sums(values)

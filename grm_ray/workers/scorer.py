@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import pyarrow as pa
 import ray
 import torch
 
 from grm_ray.config.registry import resolve
+from grm_ray.data.encode import fit_together
+from grm_ray.data.packing import by_key
 from grm_ray.data.tables import SCORES, flat
 from grm_ray.models.backbone import load_tokenizer
 from grm_ray.models.checkpoint import load_reward_model, local_folder
@@ -61,8 +65,11 @@ class Scorer:
         return self._fingerprint
 
     def score(self, rollouts: pa.Table) -> pa.Table:
-        """`SCORES` of a `ROLLOUTS` batch, in its order; of texts, `messages` and `response` do."""
-        rows = self._sequences(rollouts)
+        """`SCORES` of a `ROLLOUTS` batch, in its order."""
+        rows = [
+            self._cut(prompt, [answer])[0]
+            for prompt, answer in (self._ids if self._same_tokens else self._templated)(rollouts)
+        ]
         scores = score_rows(self._model, rows, self._budget, self._device)
         true: list[float | None] = [None] * len(rows)
         if self._true_reward is not None:
@@ -74,40 +81,57 @@ class Scorer:
             [rollouts["uid"], scores, true, [self._fingerprint] * len(rows)], schema=SCORES
         )
 
-    def _sequences(self, rollouts: pa.Table) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Each row as the contract has it: prompt, and answer with its terminal token."""
-        if self._same_tokens:
-            prompts, prompt_at = flat(rollouts, "prompt_tokens")
-            answers, answer_at = flat(rollouts, "response_tokens")
-            sides = [
-                (
-                    prompts[prompt_at[i] : prompt_at[i + 1]].tolist(),
-                    self._contract.close(
-                        self._without_stop(answers[answer_at[i] : answer_at[i + 1]].tolist())
-                    ),
-                )
-                for i in range(rollouts.num_rows)
-            ]
-        else:
-            sides = []
-            for messages, response in zip(
-                rollouts["messages"].to_pylist(), rollouts["response"].to_pylist(), strict=True
-            ):
-                prompt, (answer,) = self._contract.tokens(
-                    self._tokenizer, json.loads(messages), [response]
-                )
-                sides.append((prompt, answer))
-        rows = []
-        for prompt, answer in sides:
-            fitted = self._contract.fit(prompt, answer)
-            if fitted is None:
-                # Never dropped here: a sampled row must get its score, so cut from the left.
-                answer = answer[-(self._contract.max_length - 1) :]
-                prompt = prompt[-(self._contract.max_length - len(answer)) :]
-            else:
-                prompt, answer = fitted
-            rows.append((np.array(prompt), np.array(answer)))
-        return rows
+    def judge(self, texts: pa.Table) -> np.ndarray:
+        """Scores of `TEXTS` (`drivers.scoring`), in their order.
+
+        The answers of one group are cut to fit as training cuts a pair: with one common prompt. A
+        group that the chat template refuses has NaN scores.
+        """
+        scores = np.full(texts.num_rows, np.nan, np.float32)
+        rows: list[tuple[np.ndarray, np.ndarray]] = []
+        at: list[int] = []
+        for group in by_key(texts["group"].to_pylist()):
+            try:
+                sides = list(self._templated(texts.take(pa.array(group))))
+            except jinja2.TemplateError:
+                continue
+            for same in by_key(tuple(prompt) for prompt, _ in sides):
+                rows += self._cut(sides[same[0]][0], [sides[i][1] for i in same])
+                at += [group[i] for i in same]
+        scores[at] = score_rows(self._model, rows, self._budget, self._device)
+        return scores
+
+    def _ids(self, rollouts: pa.Table) -> Iterator[tuple[list[int], list[int]]]:
+        """Prompt and closed answer of each row, from the tokens that it brings."""
+        prompts, prompt_at = flat(rollouts, "prompt_tokens")
+        answers, answer_at = flat(rollouts, "response_tokens")
+        for i in range(rollouts.num_rows):
+            answer = self._without_stop(answers[answer_at[i] : answer_at[i + 1]].tolist())
+            yield prompts[prompt_at[i] : prompt_at[i + 1]].tolist(), self._contract.close(answer)
+
+    def _templated(self, texts: pa.Table) -> Iterator[tuple[list[int], list[int]]]:
+        """Prompt and closed answer of each row, from its text."""
+        columns = (texts["messages"].to_pylist(), texts["response"].to_pylist())
+        for messages, response in zip(*columns, strict=True):
+            prompt, (answer,) = self._contract.tokens(
+                self._tokenizer, json.loads(messages), [response]
+            )
+            yield prompt, answer
+
+    def _cut(
+        self, prompt: list[int], answers: Sequence[list[int]]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Each answer with its prompt, as long as the contract allows.
+
+        Nothing is dropped here: where the contract would drop, an answer loses its beginning.
+        """
+        fitted = fit_together(self._contract, prompt, answers)
+        if fitted is None:
+            most = self._contract.max_length - 1
+            kept = [answer[-most:] for answer in answers]
+            room = self._contract.max_length - max(map(len, kept))
+            fitted = prompt[-room:], kept
+        return [(np.array(fitted[0]), np.array(answer)) for answer in fitted[1]]
 
     def _without_stop(self, answer: list[int]) -> list[int]:
         return answer[:-1] if answer and answer[-1] in self._stops else answer
