@@ -52,8 +52,12 @@ def _how_to_go_on(config: Any) -> str:
     from grm_ray.runtime.snapshot import Snapshots
 
     if config is not None:
+        if config.job in ("study", "curate"):
+            return "start it again: it goes on where it stopped"
         run = Path(config.runs).expanduser() / config.name
-        if Snapshots(run / "checkpoints", 1).latest():
+        # What an evaluation has scored is kept set by set.
+        scored = config.job == "evaluate" and any(run.glob("scores/*/*.parquet"))
+        if scored or Snapshots(run / "checkpoints", 1).latest():
             return "go on with --resume"
     return "there is no checkpoint to go on from"
 

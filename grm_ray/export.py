@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -70,6 +71,13 @@ def _check(given: argparse.Namespace) -> None:
     """
     if given.target.exists() and (not given.target.is_dir() or any(given.target.iterdir())):
         raise ConfigError(f"{given.target} is there already; name a new folder")
+    above = next(
+        path
+        for path in (given.target.absolute(), *given.target.absolute().parents)
+        if path.exists()
+    )
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ConfigError(f"{given.target} cannot be made: {above} is no folder to write in")
     if given.push_to_hub is None:
         if given.private:
             raise ConfigError("--private goes with --push-to-hub")

@@ -134,3 +134,18 @@ class CurateJob(Job):
     margin_cap: Rate = 3.0
     scoring: Scoring = Scoring()
     judges: JudgeWorkers = JudgeWorkers()
+
+    @model_validator(mode="after")
+    def _smoothing_smooths(self) -> CurateJob:
+        if self.policy in ("soft", "flip_soft") and self.label_smoothing == 0:
+            raise ValueError(f"policy: {self.policy} needs label_smoothing above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _the_base_leaves_these_to_curation(self) -> CurateJob:
+        if reserved := {"name", "runs", "job", "seed"} & set(self.base):
+            raise ValueError(f"base: {sorted(reserved)} are set by the curation")
+        data = self.base.get("data") or {}
+        if not isinstance(data, dict) or "train" in data:
+            raise ValueError("base: data.train is set by the curation; give the pairs in data")
+        return self

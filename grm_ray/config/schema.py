@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 # Ray counts CPUs in ten-thousandths; a worker with no CPU at all could be packed without limit.
@@ -117,13 +118,21 @@ class Source(Section):
     split: str = "train"
     subset: str | None = None
     # Only the rows whose columns have these values.
-    where: dict[str, str | bool | int | float] = {}
+    where: dict[str, Any] = {}
     # Of prompt and longest answer together; what is longer does not count towards `limit`.
     max_characters: Positive | None = None
     limit: Positive | None = None
     # At most so many pairs of one prompt; which ones, the seed says.
     pairs_per_prompt: Positive | None = None
     shuffle: bool = True
+
+    @field_validator("where")
+    @classmethod
+    def _where_names_plain_values(cls, where: dict[str, Any]) -> dict[str, Any]:
+        odd = [name for name, value in where.items() if not isinstance(value, str | int | float)]
+        if odd:
+            raise ValueError(f"{', '.join(odd)}: a value is a text, a number, true or false")
+        return where
 
     @model_validator(mode="after")
     def _columns_have_their_format(self) -> Source:
@@ -158,7 +167,7 @@ class Optimizer(Section):
     """AdamW under DeepSpeed ZeRO, cosine schedule with linear warm-up."""
 
     learning_rate: Rate = 1e-5
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     eps: Rate = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     warmup_ratio: Fraction = 0.03
@@ -187,7 +196,7 @@ class Checkpoint(Section):
 class Job(Section):
     name: Name
     runs: str = "runs"
-    seed: NonNegative = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     # Seconds without any sign of life from a worker that is waited for; then the run gives up.
     timeout_s: Positive = 1800
     tracking: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
@@ -309,6 +318,8 @@ class RewardModelJob(Job):
                 "loss.preference: regression is on single answers: set alpha, centering, score_l2 "
                 "and label_smoothing to 0"
             )
+        if regression and any(s.flip or s.max_characters for s in self.data.train):
+            raise ValueError("data.train: flip and max_characters are for pairs, not regression")
         if regression and not self.data.eval:
             raise ValueError("data.eval: regression needs evaluation pairs of its own")
         return self

@@ -239,9 +239,12 @@ def _copied(row: Row, *names: str) -> Row:
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise Unusable(f"'{name}' is no number: {value!r}")
-    return float(value)
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an integer that no float can hold
+        pass
+    raise Unusable(f"'{name}' is no number: {type(value).__name__}")
 
 
 def _columns(names: str) -> frozenset[str]:

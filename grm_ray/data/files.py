@@ -11,6 +11,7 @@ import glob
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -191,14 +192,14 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield number, _parse(line)
-    except (gzip.BadGzipFile, EOFError, OSError, UnicodeDecodeError) as error:
+    except (zlib.error, EOFError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
 
 
 def _parse(line: bytes) -> Any:
     try:
-        return json.loads(line.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        return json.loads(line.decode("utf-8-sig"))  # a first line may begin with a mark
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is one too
         return BadRow(f"not valid JSON: {error}")
 
 
@@ -218,7 +219,7 @@ def _array_rows(path: Path, file: IO[str]) -> Iterator[tuple[int, Any]]:
             return
         try:
             row, end = decoder.raw_decode(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             row, end, wrong = None, len(text), error
         if end == len(text):  # the element may go on behind what was read
             if ended:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from math import isfinite
 from typing import Any
 
 from grm_ray.config.schema import Source
@@ -180,13 +180,24 @@ def _check_unicode(text: str, name: str) -> None:
 def _number(value: Any, name: str) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadRow(f"'{name}' is no number: {str(value)[:40]}")
-    return float(value)
+    if is_number(value):
+        return float(value)
+    raise BadRow(f"'{name}' is no number: {type(value).__name__}")
+
+
+def is_number(value: Any) -> bool:
+    """A finite one that a float can hold; JSON may bring integers of any size."""
+    try:
+        return not isinstance(value, bool) and isinstance(value, int | float) and isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _text(value: Any, name: str) -> str | None:
-    if value is None or isinstance(value, str):
+    if value is None:
+        return None
+    if isinstance(value, str):
+        _check_unicode(value, name)
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)

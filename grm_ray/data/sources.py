@@ -47,7 +47,8 @@ class Quarantine:
         return counts
 
     def write(self, path: Path) -> None:
-        with path.open("w", encoding="utf-8") as out:
+        # Half a surrogate pair in a row must not cost the whole file.
+        with path.open("w", encoding="utf-8", errors="backslashreplace") as out:
             out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
 
 
@@ -122,7 +123,9 @@ def numbered(
                 seen.add(own)
             yield number, pair.turned() if share and flipped([key], share, seed)[0] else pair
     if number < 0:
-        raise ConfigError(f"{source.path} (split '{source.split}'): no usable preference pair")
+        raise ConfigError(
+            f"{source.path} (split '{source.split}'): no usable preference pair{_why(quarantine)}"
+        )
 
 
 def contests(source: Source, quarantine: Quarantine, seed: int = 0) -> Iterator[Contest]:
@@ -238,7 +241,9 @@ def _distinct(source: Source, quarantine: Quarantine) -> Iterator[tuple[int, Con
             seen.add(contest.digest)
             yield number, contest
     if number < 0:
-        raise ConfigError(f"{source.path} (split '{source.split}'): no usable preference pair")
+        raise ConfigError(
+            f"{source.path} (split '{source.split}'): no usable preference pair{_why(quarantine)}"
+        )
 
 
 def _contests(
@@ -300,3 +305,11 @@ def _together(
         held.append(row)
     if held:
         yield *at, tuple(held)
+
+
+def _why(quarantine: Quarantine | None) -> str:
+    """The reasons so far, most frequent first, for a message."""
+    if quarantine is None or not quarantine.rows:
+        return ""
+    counts = sorted(quarantine.counts().items(), key=lambda item: -item[1])
+    return ": " + ", ".join(f"{count} {reason}" for reason, count in counts[:4])

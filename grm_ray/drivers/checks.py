@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from grm_ray.config import registry
-from grm_ray.config.judging import CurateJob, EvaluateJob, StudyJob
+from grm_ray.config.judging import CurateJob, EvaluateJob, JudgeWorkers, Scoring, StudyJob
 from grm_ray.config.load import ConfigError
 from grm_ray.config.schema import Job, Model, PpoJob, RewardModelJob, Source, Workers
 from grm_ray.data import sources
 from grm_ray.data.chat import ScoringContract
 from grm_ray.models import backbone
-from grm_ray.models.checkpoint import check_reward_model, reward_contract
+from grm_ray.models.checkpoint import check_reward_model, is_ours, is_whole, reward_contract
 from grm_ray.runtime.placement import Bundle, Node, bundles, fit
 from grm_ray.runtime.tracking import check_backends
 from grm_ray.training.reward_loss import RewardLoss
@@ -81,15 +81,22 @@ def check(config: Job, cluster: list[Node] | None = None, elsewhere: bool = Fals
                 _saved_model(path, config.scoring.trust_remote_code, plan)
             _sets(config.sets, plan)
         elif isinstance(config, StudyJob):
+            from grm_ray.drivers import study  # which checks what it runs: it imports this
+
             _sets(config.sets, plan)
+            jobs = {f"cell {'/'.join(c.values())}": job for c, job in study.jobs(config)}
+            _started(jobs, config.judges, config.scoring, plan, cluster)
         elif isinstance(config, CurateJob):
+            from grm_ray.drivers import curate
+
             _data(config.data, PAIR, plan)
+            _started({"base": curate.voter(config)}, config.judges, config.scoring, plan, cluster)
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from None
     plan.writes.append(f"{config.runs}/{config.name}/")
-    if cluster is not None:
+    if cluster is not None and not plan.placed:
         plan.placed = fit(plan.bundles, cluster)
     return plan
 
@@ -102,6 +109,38 @@ def _reward_model(config: RewardModelJob, plan: Plan) -> None:
     _sets(config.data.eval, plan)
     if not config.data.eval and config.data.holdout == 0:
         raise ConfigError("data.holdout: 0 and no data.eval leave nothing to evaluate on")
+
+
+def _started(
+    jobs: Mapping[str, RewardModelJob],
+    judges: JudgeWorkers,
+    scoring: Scoring,
+    plan: Plan,
+    cluster: list[Node] | None,
+) -> None:
+    """The jobs that a study or a curation starts: each by itself, then judges of its model."""
+    wanted = bundles({"judge": judges})
+    seen: set[str] = set()
+    for where, job in jobs.items():
+        # Cells differ in seeds and rates mostly, which nothing here looks at.
+        alike = job.model_dump_json(exclude={"seed", "training"})
+        if alike in seen:
+            continue
+        seen.add(alike)
+        if job.model.trust_remote_code and not scoring.trust_remote_code:
+            raise ConfigError(
+                f"{where}: model.trust_remote_code: true, but scoring.trust_remote_code: false: "
+                "the trained model would not load; set both alike"
+            )
+        try:
+            found = check(job, cluster)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        if not plan.bundles:
+            plan.bundles = [*found.bundles, *wanted]
+            plan.placed = {**found.placed, **(fit(wanted, cluster) if cluster is not None else {})}
+        plan.reads = list(dict.fromkeys([*plan.reads, *found.reads]))
+        plan.unchecked = list(dict.fromkeys([*plan.unchecked, *found.unchecked]))
 
 
 def _ppo(config: PpoJob, plan: Plan, elsewhere: bool) -> None:
@@ -144,10 +183,12 @@ def _saved_model(path: str, trust_remote_code: bool, plan: Plan) -> ScoringContr
     if backbone.is_hub_id(path):
         plan.unchecked.append(f"reward model '{path}' (hub id: not looked up)")
         return None
-    check_reward_model(path)
+    meta = check_reward_model(path)
+    folder = Path(path).expanduser()
+    if is_ours(folder) and not is_whole(folder, meta):
+        raise ConfigError(f"reward model {path}: weights or contract are not those that were saved")
     contract = reward_contract(path, trust_remote_code)
-    folder = str(Path(path).expanduser())
-    contract.check(backbone.load_tokenizer(folder, trust_remote_code))
+    contract.check(backbone.load_tokenizer(str(folder), trust_remote_code))
     plan.reads.append(f"reward model {path}")
     return contract
 
@@ -157,7 +198,11 @@ def _model(model: Model, plan: Plan) -> None:
         plan.unchecked.append(f"model '{model.path}' (hub id: not looked up)")
     else:
         path = backbone.resolve(model.path)
-        wrong = backbone.unsupported(json.loads((Path(path) / "config.json").read_text("utf-8")))
+        try:
+            described = json.loads((Path(path) / "config.json").read_text("utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{path}/config.json: not valid JSON ({error})") from None
+        wrong = backbone.unsupported(described)
         if wrong:
             raise ConfigError(f"model {model.path}: {wrong}")
         ScoringContract.of(backbone.load_tokenizer(path, model.trust_remote_code), 1, "left")

@@ -104,8 +104,10 @@ def _scored(
                         )
                         pool.wait_ready(config.timeout_s)
                     aside = Quarantine()
-                    scoring.write(_score(pool, source, config, aside), file)
+                    table = _score(pool, source, config, aside)
+                    _aside(folder, name).parent.mkdir(parents=True, exist_ok=True)
                     aside.write(_aside(folder, name))
+                    scoring.write(table, file)
                 tables[model][name] = scoring.read(file)
                 print(f"{model}: {name}: {tables[model][name].num_rows} answers scored", flush=True)
         finally:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from grm_ray.config.schema import Source
-from grm_ray.study import preferences, suites
+from grm_ray.study import preferences, repetitions, suites
 from grm_ray.study.intervals import Interval
 from grm_ray.study.preferences import Contest
+
+# Of each training of one model: the same contests, with that training's scores.
+Repetitions = Sequence[Sequence[Contest]]
+SHARE = (0.0, 1.0)
 
 
 def contests(table: pa.Table, scores: np.ndarray | None = None) -> list[Contest]:
@@ -69,37 +73,105 @@ def side_by_side(
     found: Mapping[str, Mapping[str, Sequence[Contest]]],
     sets: Mapping[str, Source],
     baselines: Mapping[str, str],
+    ensembles: Collection[str] = (),
 ) -> dict[str, Any]:
     """`sets` and `results` of an evaluation: every model on every set.
 
     Args:
         found: model -> set -> its contests; the same answers for every model.
         baselines: model -> the model that it is compared with (itself: with none).
+        ensembles: the models whose scores are in no unit that calibration could be told of.
     """
+    once = {
+        model: {name: [contests] for name, contests in of_model.items()}
+        for model, of_model in found.items()
+    }
+    return of_repetitions(once, sets, baselines, ensembles)
+
+
+def of_repetitions(
+    found: Mapping[str, Mapping[str, Repetitions]],
+    sets: Mapping[str, Source],
+    baselines: Mapping[str, str],
+    ensembles: Collection[str] = (),
+) -> dict[str, Any]:
+    """`side_by_side` of models that were trained several times, in one order of seeds."""
     any_model = next(iter(found.values()))
     results: dict[str, dict[str, Any]] = {}
     for name, source in sets.items():
         results[name] = {}
         for model, of_model in found.items():
-            results[name][model] = judged(of_model[name], source.format)
+            shown = averaged(of_model[name], source.format, model not in ensembles)
+            results[name][model] = shown
             if (baseline := baselines[model]) != model:
-                gain = versus(found[baseline][name], of_model[name])
-                results[name][model]["versus"] = {"baseline": baseline, **gain}
-    described = {
-        name: {
+                gain = gained(found[baseline][name], of_model[name])
+                shown["versus"] = {"baseline": baseline, **gain}
+    described = {}
+    for name, source in sets.items():
+        contests = any_model[name][0]
+        described[name] = {
             "path": source.path,
             "format": source.format,
-            "contests": len(any_model[name]),
-            "prompts": len({c.cluster for c in any_model[name]}),
-            "longer_wins": length_baseline(any_model[name]),
+            "contests": len(contests),
+            "prompts": len({c.cluster for c in contests}),
+            "longer_wins": length_baseline(contests),
         }
-        for name, source in sets.items()
-    }
     return {"sets": described, "results": results}
 
 
-def judged(found: Sequence[Contest], data_format: str) -> dict[str, Any]:
-    """What one model's scores of one set say."""
+def averaged(found: Repetitions, data_format: str, in_nats: bool = True) -> dict[str, Any]:
+    """What a model's repetitions say: each judged by itself, then the means of their figures.
+
+    Intervals count repetitions and prompts, and `accuracy.each` is that of each repetition; one
+    alone is `judged` as it is.
+    """
+    each = [judged(contests, data_format, in_nats) for contests in found]
+    if len(each) == 1:
+        return each[0]
+    result = _mean(each)
+    result["accuracy"] = _over(found, preferences.won)
+    parts = [preferences.by_subset(contests, list) for contests in found]
+    for subset, shown in result["subsets"].items():
+        shown["accuracy"] = _over([part[subset] for part in parts], preferences.won)
+    # Which pairs differ in score and length is another matter in each repetition.
+    result["length"]["longer_scores_higher"] |= {"low": None, "high": None}
+    result["calibration"]["bins"] = _mean_bins([one["calibration"]["bins"] for one in each])
+    for row, name in enumerate(("strict", "ties_pass", "mrr")):
+        if "one_to_many" in result:
+            result["one_to_many"][name] = _over(
+                found, lambda c, row=row: preferences.ranked(c)[row]
+            )
+    if cannot := [one["suite"] for one in each if "cannot" in one.get("suite", {})]:
+        result["suite"] = cannot[0]
+    return result
+
+
+def gained(before: Repetitions, after: Repetitions) -> dict[str, Any]:
+    """`versus` of repetitions, paired one by one; what was made once stands against each of them.
+
+    `difference.each` is the gain of each pair of trainings.
+    """
+    count = max(len(before), len(after))
+    before, after = list(before) * (count // len(before)), list(after) * (count // len(after))
+    if count == 1:
+        return versus(before[0], after[0])
+    pairs = list(zip(before, after, strict=True))
+    compared = [preferences.compare(one, other) for one, other in pairs]
+    gains_SB = np.stack([preferences.won(b) - preferences.won(a) for a, b in pairs])
+    found = repetitions.mean_over(gains_SB, [c.cluster for c in before[0]], (-1.0, 1.0))
+    return {
+        "difference": {**interval(found.interval), "each": list(found.each)},
+        "discordance": float(np.mean([one.discordance for one in compared])),
+        "detectable": _number(found.detectable),
+    }
+
+
+def judged(found: Sequence[Contest], data_format: str, in_nats: bool = True) -> dict[str, Any]:
+    """What one model's scores of one set say.
+
+    Args:
+        in_nats: whether sigma of a score difference is a chance; an ensemble's are deviations.
+    """
     overall = preferences.accuracy(found)
     length = preferences.length_correlation(found)
     result: dict[str, Any] = {
@@ -112,7 +184,7 @@ def judged(found: Sequence[Contest], data_format: str) -> dict[str, Any]:
             "spearman": _number(length.spearman),
             "longer_scores_higher": interval(length.agreement),
         },
-        "calibration": _calibration(found),
+        "calibration": _calibration(found) if in_nats else {"ece": None, "bins": []},
     }
     if any(c.chosen.size * c.rejected.size > 1 for c in found):
         many = preferences.one_to_many(found)
@@ -162,6 +234,52 @@ def interval(found: Interval) -> dict[str, float | int | None]:
         "contests": found.rows,
         "prompts": found.clusters,
     }
+
+
+def _over(found: Repetitions, values: Callable[[Sequence[Contest]], np.ndarray]) -> dict[str, Any]:
+    """The interval of a share over repetitions and prompts."""
+    clusters = [c.cluster for c in found[0]]
+    over = repetitions.mean_over(np.stack([values(one) for one in found]), clusters, SHARE)
+    return {**interval(over.interval), "each": list(over.each)}
+
+
+def _mean(each: Sequence[Any]) -> Any:
+    """Means of the numbers of trees of one form; None where one is missing, words are the first's.
+
+    What one tree alone has is left out.
+    """
+    first = each[0]
+    if isinstance(first, dict):
+        keys = [key for key in first if all(key in one for one in each)]
+        return {key: _mean([one[key] for one in each]) for key in keys}
+    if isinstance(first, list):
+        return [_mean(values) for values in zip(*each, strict=False)]
+    if any(one is None for one in each):
+        return None
+    if isinstance(first, str) or all(one == first for one in each):
+        return first
+    return float(np.mean(each))
+
+
+def _mean_bins(each: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Bins of a reliability plot over all repetitions, their pairs counted once."""
+    bins = []
+    for same in zip(*each, strict=True):
+        pairs = sum(one["pairs"] for one in same)
+        bins.append(
+            {
+                "from": same[0]["from"],
+                "to": same[0]["to"],
+                "pairs": round(pairs / len(same)),
+                **{
+                    what: sum(one["pairs"] * (one[what] or 0.0) for one in same) / pairs
+                    if pairs
+                    else None
+                    for what in ("confidence", "accuracy")
+                },
+            }
+        )
+    return bins
 
 
 def _short(found: Sequence[Contest]) -> dict[str, Any]:

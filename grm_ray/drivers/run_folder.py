@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
+from typing import IO
 
 from pydantic import BaseModel
 
@@ -24,6 +26,7 @@ FREE_TO_CHANGE = (
     "training.optimizer.offload",
     "training.optimizer.tokens_per_micro_batch",
 )
+_HELD: dict[Path, IO[str]] = {}
 FIXED = ("workers.learner.count",)
 
 
@@ -35,6 +38,7 @@ def open_run(config: Job, resume: bool) -> Path:
     """
     folder = Path(config.runs).expanduser() / config.name
     try:
+        hold(folder)
         if resume:
             if not (folder / "config.yaml").is_file():
                 raise ConfigError(f"--resume: {folder} holds no run; start it without --resume")
@@ -46,6 +50,25 @@ def open_run(config: Job, resume: bool) -> Path:
     except OSError as error:
         raise ConfigError(f"run folder {folder}: {error.strerror or error}") from None
     return folder.resolve()
+
+
+def hold(folder: Path) -> None:
+    """Keep `folder` for this process until it ends: two runs of one name would mix their files.
+
+    Raises:
+        ConfigError: another process works in it.
+    """
+    folder = folder.resolve()
+    if folder in _HELD:
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = (folder.parent / f".{folder.name}.lock").open("w", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ConfigError(f"run folder {folder}: another process works in it") from None
+    _HELD[folder] = lock  # closed, and so let go of, when the process ends
 
 
 def check_same_run(saved: dict, config: BaseModel) -> None:

@@ -8,12 +8,12 @@ study's figures are made.
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
 import json
 import shutil
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,26 +23,15 @@ import pyarrow as pa
 from grm_ray.config.judging import StudyJob
 from grm_ray.config.load import ConfigError, apply, dump, validate
 from grm_ray.config.schema import RewardModelJob
-from grm_ray.data.files import digest
-from grm_ray.data.sources import Quarantine, contests
+from grm_ray.data import sources
+from grm_ray.data.sources import Quarantine
 from grm_ray.drivers import judging, scoring, subjobs
 from grm_ray.drivers.checks import check
 from grm_ray.drivers.evaluate import RESULT
-from grm_ray.models.backbone import resolve
-from grm_ray.models.checkpoint import model_identity
+from grm_ray.drivers.job_key import Keys, precision
 from grm_ray.reporting.evaluation import write_evaluation
-from grm_ray.study.preferences import Contest, detectable_difference
+from grm_ray.study.preferences import detectable_difference
 
-# What a cell's outcome does not depend on, up to rounding.
-WITHOUT_EFFECT = (
-    "name",
-    "runs",
-    "tracking",
-    "workers",
-    "timeout_s",
-    "checkpoint.every",
-    "checkpoint.keep",
-)
 # Share of pairs that one of two models alone wins, before there is a measured one.
 DISCORDANCE = 0.2
 
@@ -65,50 +54,67 @@ def run(config: StudyJob, resume: bool = False) -> Path:
     A study always goes on where it stopped: `resume` changes nothing.
 
     Raises:
-        ConfigError: a cell's config, a model or a set is wrong; nothing was started.
+        ConfigError: a cell's config, a model or a set is wrong, and nothing was started; or a
+            cell's job finds such a thing.
     """
     check(config)
     folder = Path(config.runs).expanduser().resolve() / config.name
     cells = grid(config, folder)
-    for cell in cells:
-        check(cell.job)
-    (folder / "cells").mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
-    beforehand = _say_what_can_be_seen(config)
-    for number, cell in enumerate(cells, start=1):
-        found = "has its result" if _result(folder, cell).exists() else "begins"
-        print(f"cell {number} of {len(cells)}, {cell}: {found} ({cell.key})", flush=True)
-        if found == "begins":
-            _make(cell, config, folder)
-            print(f"  {_line(_result(folder, cell))}", flush=True)
-    result = {**summary(config, cells, folder), "beforehand": beforehand}
-    (folder / "study.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return write_evaluation(result, folder)
+    with subjobs.alone(folder):
+        (folder / "cells").mkdir(exist_ok=True)
+        (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+        beforehand = _say_what_can_be_seen(config, cells)
+        for number, cell in enumerate(cells, start=1):
+            found = "has its result" if _result(folder, cell).exists() else "begins"
+            print(f"cell {number} of {len(cells)}, {cell}: {found} ({cell.key})", flush=True)
+            if found == "begins":
+                _make(cell, config, folder)
+                print(f"  {_line(_result(folder, cell))}", flush=True)
+        result = {**summary(config, cells, folder), "beforehand": beforehand}
+        (folder / "study.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        return write_evaluation(result, folder)
 
 
-def grid(config: StudyJob, folder: Path) -> list[Cell]:
-    """Every cell, validated.
+def jobs(config: StudyJob) -> Iterator[tuple[dict[str, str], RewardModelJob]]:
+    """The choices and the job of every cell; nothing is read.
 
     Raises:
         ConfigError: naming the cell and the key that is wrong.
     """
-    sets = {
-        name: [source.model_dump(mode="json"), digest(source)]
-        for name, source in config.sets.items()
-    }
-    cells = []
     for picked in itertools.product(*(list(choices) for choices in config.vary.values())):
         choices = dict(zip(config.vary, picked, strict=True))
         raw = copy.deepcopy(config.base)
+        where = f"cell {'/'.join(picked)}"
         for factor, choice in choices.items():
             for path, value in config.vary[factor][choice].items():
+                if path.split(".")[0] in ("name", "runs", "job"):
+                    raise ConfigError(f"vary.{factor}.{choice}: {path} is set by the study")
                 apply(raw, path, copy.deepcopy(value))
-        where = f"cell {'/'.join(picked)}"
-        job = validate(RewardModelJob, {"name": "cell", "tracking": [], **raw}, where)
-        key = _key(job, sets, config)
+        yield choices, validate(RewardModelJob, {"name": "cell", "tracking": [], **raw}, where)
+
+
+def grid(config: StudyJob, folder: Path) -> list[Cell]:
+    """Every cell, named by what its result depends on.
+
+    Raises:
+        ConfigError: as `jobs`; or two cells are one.
+    """
+    keys, cells = Keys(), dict[str, Cell]()
+    judged = [
+        {name: keys.source(source) for name, source in config.sets.items()},
+        precision(config.scoring.dtype, config.judges),
+        config.seed,
+    ]
+    for choices, job in jobs(config):
+        key = keys.of(job, *judged)
         job = job.model_copy(update={"name": key, "runs": str(folder / "cells")})
-        cells.append(Cell(choices, job, key))
-    return cells
+        cell = Cell(choices, job, key)
+        if key in cells:
+            raise ConfigError(
+                f"vary: cells {cells[key]} and {cell} are the same job: they would have one result"
+            )
+        cells[key] = cell
+    return list(cells.values())
 
 
 def summary(config: StudyJob, cells: list[Cell], folder: Path) -> dict[str, Any]:
@@ -116,7 +122,8 @@ def summary(config: StudyJob, cells: list[Cell], folder: Path) -> dict[str, Any]
     groups: dict[tuple[str, ...], list[Cell]] = defaultdict(list)
     for cell in cells:
         groups[tuple(c for f, c in cell.choices.items() if f != config.repeat)].append(cell)
-    found: dict[str, dict[str, list[Contest]]] = {}
+    scores, refused = _scores(folder, cells, config)
+    found: dict[str, dict[str, judging.Repetitions]] = {}
     baselines: dict[str, str] = {}
     models: dict[str, Any] = {}
     factors = [name for name in config.vary if name != config.repeat]
@@ -124,26 +131,25 @@ def summary(config: StudyJob, cells: list[Cell], folder: Path) -> dict[str, Any]
     for choices, members in groups.items():
         name = "/".join(choices)
         matched = "/".join((*choices[:place], config.baseline, *choices[place + 1 :]))
-        tables = [_scores(folder, cell, config) for cell in members]
-        found[name] = {
-            s: [c for of_cell in tables for c in judging.contests(of_cell[s])] for s in config.sets
-        }
+        tables = [scores[cell.key] for cell in members]
+        found[name] = {s: [judging.contests(of[s]) for of in tables] for s in config.sets}
         baselines[name] = matched
-        models[name] = {"cells": [cell.key for cell in members], config.repeat: len(members)}
+        models[name] = {"cells": [cell.key for cell in members]}
         for how in config.ensembles:
-            scores = judging.combine(tables, how, next(iter(config.sets)))
-            # Repeated, so that it can be compared with the repetitions row by row.
+            together = judging.combine(tables, how, next(iter(config.sets)))
             found[f"{name}/{how}"] = {
-                s: judging.contests(tables[0][s], scores[s]) * len(members) for s in config.sets
+                s: [judging.contests(tables[0][s], together[s])] for s in config.sets
             }
             baselines[f"{name}/{how}"] = matched
             models[f"{name}/{how}"] = {"members": [c.key for c in members], "aggregate": how}
+    ensembles = [name for name, described in models.items() if "members" in described]
     return {
         "name": config.name,
         "baseline": config.baseline,
         "models": models,
-        **judging.side_by_side(found, config.sets, baselines),
-        "left_out": {},
+        "repetitions": {"factor": config.repeat, "choices": list(config.vary[config.repeat])},
+        **judging.of_repetitions(found, config.sets, baselines, ensembles),
+        "left_out": {"no score: refused by a chat template": refused} if refused else {},
     }
 
 
@@ -155,8 +161,10 @@ def _make(cell: Cell, config: StudyJob, folder: Path) -> None:
     judged = subjobs.judge(
         model, config.sets, config.scoring, config.judges, run_folder, like=config
     )
+    kept = folder / "cells" / f"{cell.key}.scores"
+    shutil.rmtree(kept, ignore_errors=True)
     for table in (judged / "scores" / "model").glob("*.parquet"):
-        scoring.write(scoring.read(table), folder / "cells" / f"{cell.key}.scores" / table.name)
+        scoring.write(scoring.read(table), kept / table.name)
     metrics = [json.loads(line) for line in (run_folder / "metrics.jsonl").open(encoding="utf-8")]
     result = {
         "cell": cell.choices,
@@ -173,28 +181,29 @@ def _make(cell: Cell, config: StudyJob, folder: Path) -> None:
         shutil.rmtree(run_folder)
 
 
-def _scores(folder: Path, cell: Cell, config: StudyJob) -> dict[str, pa.Table]:
-    kept = folder / "cells" / f"{cell.key}.scores"
-    tables = {}
+def _scores(
+    folder: Path, cells: list[Cell], config: StudyJob
+) -> tuple[dict[str, dict[str, pa.Table]], int]:
+    """Cell's key -> set -> its scores, and how many contests some cell's template refused: they
+    are left out of all."""
+    tables: dict[str, dict[str, pa.Table]] = {cell.key: {} for cell in cells}
+    left_out = 0
     for name in config.sets:
-        (path,) = kept.glob(f"{name}-" + "[0-9a-f]" * 16 + ".parquet")
-        tables[name] = scoring.read(path)
-    return tables
-
-
-def _key(job: RewardModelJob, sets: dict[str, Any], config: StudyJob) -> str:
-    """Hash of what a cell's result depends on: job, weights, data, and how it is judged."""
-    plain = job.model_dump(mode="json")
-    for path in WITHOUT_EFFECT:
-        *parents, last = path.split(".")
-        node = plain
-        for parent in parents:
-            node = node[parent]
-        del node[last]
-    data = [digest(source) for source in [*job.data.train, *job.data.eval.values()]]
-    parts = [plain, model_identity(resolve(job.model.path)), data, sets, config.seed]
-    parts.append(config.scoring.dtype)
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        found = {}
+        for cell in cells:
+            kept = folder / "cells" / f"{cell.key}.scores"
+            files = list(kept.glob(f"{name}-" + "[0-9a-f]" * 16 + ".parquet"))
+            if len(files) != 1:
+                raise ValueError(
+                    f"{kept}: {len(files)} files of scores of set '{name}', not one; remove "
+                    f"{_result(folder, cell)} to compute the cell again"
+                )
+            found[cell.key] = scoring.read(files[0])
+        found, refused = scoring.without_refused(found)
+        left_out += refused
+        for key, table in found.items():
+            tables[key][name] = table
+    return tables, left_out
 
 
 def _result(folder: Path, cell: Cell) -> Path:
@@ -211,12 +220,17 @@ def _line(path: Path) -> str:
     return ", ".join(shown) + f" ({result['seconds']:.0f} s)"
 
 
-def _say_what_can_be_seen(config: StudyJob) -> dict[str, Any]:
-    """Before any result: the smallest gain that each set's size would show."""
+def _say_what_can_be_seen(config: StudyJob, cells: list[Cell]) -> dict[str, Any]:
+    """Before any result: the smallest gain that each set's size would show, and how many of its
+    contests ask what the training files ask."""
     found = {}
     repeats = len(config.vary[config.repeat])
+    trained = _trained_prompts(cells)
     for name, source in config.sets.items():
-        rows = [c.prompt_id for c in contests(source, Quarantine(), config.seed)]
+        rows, shared = [], 0
+        for contest in sources.contests(source, Quarantine(), config.seed):
+            rows.append(contest.prompt_id)
+            shared += contest.plain_prompt in trained
         if not rows:
             raise ConfigError(f"sets.{name}: {source.path}: no usable preference pair")
         gain = detectable_difference(len(rows), len(set(rows)), 0.6, DISCORDANCE)
@@ -225,11 +239,35 @@ def _say_what_can_be_seen(config: StudyJob) -> dict[str, Any]:
             "prompts": len(set(rows)),
             "detectable": None if gain != gain else gain,
             "assumed_discordance": DISCORDANCE,
+            "in_training_files": shared,
         }
         shown = "none" if gain != gain else f"{100 * gain:.1f} points"
         print(
             f"{name}: {len(rows)} contests, {len(set(rows))} prompts, {repeats} repetitions; "
-            f"smallest gain that would show (power 0.8, discordance {DISCORDANCE}): {shown}",
+            f"smallest gain that would show between two trainings (power 0.8, discordance "
+            f"{DISCORDANCE}): {shown}",
             flush=True,
         )
+        if shared:
+            print(
+                f"warning: {name}: the prompts of {shared} of {len(rows)} contests are in the "
+                "training files too; a model may have seen them",
+                flush=True,
+            )
+    return found
+
+
+def _trained_prompts(cells: list[Cell]) -> set[str]:
+    """Prompts, case and spacing aside, of all that any cell may train on, `limit` aside."""
+    read: dict[str, tuple[Any, list[str]]] = {}
+    for cell in cells:
+        for source in cell.job.data.train:
+            plain = source.model_copy(update={"flip": 0.0, "weight": 1.0, "limit": None})
+            read[plain.model_dump_json()] = plain, cell.job.head.attributes
+    found: set[str] = set()
+    for source, attributes in read.values():
+        items = (
+            sources.numbered_rated(source, attributes) if attributes else sources.numbered(source)
+        )
+        found |= {item.plain_prompt for _, item in items}
     return found

@@ -2,22 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from grm_ray.config.judging import EvaluateJob, JudgeWorkers, Scoring
-from grm_ray.config.load import dump
+from grm_ray.config.load import ConfigError, dump
 from grm_ray.config.schema import Job, RewardModelJob, Source
 from grm_ray.drivers.evaluate import RESULT
+from grm_ray.drivers.reward_model import DONE
+from grm_ray.runtime.snapshot import Snapshots
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """The one process at work on `folder`, which is made where it is missing.
+
+    Raises:
+        ConfigError: another one is, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"folder {folder}: {error.strerror or error}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"folder {folder}: another process is at work on it; wait for its end, or take "
+                "another name"
+            ) from None
+        yield
 
 
 def train(job: RewardModelJob, file: Path) -> Path:
-    """Train, or go on after the last checkpoint; the folder of the model, made at most once."""
+    """Train, or go on after the last checkpoint; the folder of the model, made at most once.
+
+    What a start without a checkpoint has left is removed.
+    """
     folder = Path(job.runs) / job.name
-    if not (folder / "model").is_dir():
-        started = any((folder / "checkpoints").glob("step-*"))
+    if not (folder / DONE).is_file():
+        started = Snapshots(folder / "checkpoints", 1).latest() is not None
+        if not started:
+            shutil.rmtree(folder, ignore_errors=True)
         call("grm_ray.rm", job, file, started)
     return folder / "model"
 
@@ -48,14 +83,20 @@ def judge(
             scoring=scoring,
             workers=workers,
         )
-        call("grm_ray.evaluate", job, folder / "judge.yaml", judged.is_dir())
+        started = (judged / "config.yaml").is_file()
+        if not started:
+            shutil.rmtree(judged, ignore_errors=True)
+        call("grm_ray.evaluate", job, folder / "judge.yaml", started)
     return judged
 
 
 def call(module: str, job: Job, file: Path, resume: bool) -> None:
     """Run `python -m module` on `job`, written to `file`; what it says goes to a log beside it.
 
+    Ctrl-C, SIGTERM and a closed terminal end the job before they end this process.
+
     Raises:
+        ConfigError: the job found something wrong in config or data, with what it said.
         RuntimeError: the job failed, with the end of what it said.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -63,15 +104,48 @@ def call(module: str, job: Job, file: Path, resume: bool) -> None:
     log = file.with_suffix(f".{module.rpartition('.')[2]}.log")
     command: list[Any] = [sys.executable, "-m", module, "--config", file]
     with log.open("w", encoding="utf-8") as out:
+        code = _wait(command + (["--resume"] if resume else []), out)
+    if not code:
+        return
+    said = log.read_text(encoding="utf-8", errors="replace")
+    reason = f"\n{said}".rpartition("\nerror: ")[2].strip()
+    if code == 2 and reason:
+        raise ConfigError(f"{reason} ({log})")
+    raise RuntimeError(f"{module} {file.name} failed (exit {code}, {log}):\n{said[-1500:]}")
+
+
+def _wait(command: list[Any], out: Any) -> int:
+    """The exit code of `command`, which has a session of its own: Ctrl-C reaches it through us, and
+    once."""
+    with _handled(signal.SIGHUP, _hung_up):
         process = subprocess.Popen(
-            command + (["--resume"] if resume else []), stdout=out, stderr=subprocess.STDOUT
+            command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            code = process.wait()
+            return process.wait()
         except BaseException:
-            process.terminate()  # the job ends its own workers
-            process.wait()
+            # A second Ctrl-C would leave the job's workers behind.
+            with (
+                _handled(signal.SIGINT, signal.SIG_IGN),
+                _handled(signal.SIGTERM, signal.SIG_IGN),
+                _handled(signal.SIGHUP, signal.SIG_IGN),
+            ):
+                process.terminate()  # the job ends its own workers
+                process.wait()
             raise
-    if code:
-        said = log.read_text(encoding="utf-8")[-1500:]
-        raise RuntimeError(f"{module} {file.name} failed (exit {code}, {log}):\n{said}")
+
+
+@contextlib.contextmanager
+def _handled(number: signal.Signals, handler: Any) -> Iterator[None]:
+    """`handler` for a signal, unless it is ignored (`nohup`)."""
+    before = signal.getsignal(number)
+    if before is not signal.SIG_IGN:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def _hung_up(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt

@@ -76,9 +76,18 @@ def resolve_dtype(dtype: Dtype) -> Literal["bfloat16", "float32"]:
 
 
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model folder or hub id.
+
+    Raises:
+        ValueError: it is not there or damaged.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a damaged file makes many kinds, all of them the user's to mend
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path}: its tokenizer cannot be loaded ({said})") from None
 
 
 def load_causal_lm(

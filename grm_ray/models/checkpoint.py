@@ -111,7 +111,7 @@ def load_reward_model(
     if not is_ours(folder):
         model = foreign.load(folder, dtype, trust_remote_code)
         return model.eval().requires_grad_(False), contract, meta["fingerprint"]
-    if _fingerprint(folder) != meta["fingerprint"]:
+    if not is_whole(folder, meta):
         raise ValueError(
             f"{folder}: weights and scoring contract are not those whose fingerprint {META_FILE} "
             "holds: the folder was copied in part, or changed; copy it again"
@@ -254,6 +254,11 @@ def of_its_own(weight: torch.Tensor) -> torch.Tensor:
     weight = weight.detach().contiguous().cpu()
     alone = weight.untyped_storage().nbytes() == weight.nbytes
     return weight if alone else weight.clone()
+
+
+def is_whole(folder: Path, meta: dict[str, Any]) -> bool:
+    """Whether weights and contract of a folder of ours are those that were saved."""
+    return _fingerprint(folder) == meta["fingerprint"]
 
 
 def _fingerprint(folder: Path) -> str:

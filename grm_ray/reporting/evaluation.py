@@ -16,7 +16,7 @@ from grm_ray.reporting.tables import plain, shortened
 # Belt and braces: should a text ever get past the escaping, a browser still runs nothing of it.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _EYEBROW = "Evaluation of reward models"
-_FOOTER = "Made by grm_ray {} from evaluation.json."
+_FOOTER = "Made by grm_ray {} from {}.json."
 _POINT = " Point at a chart to read its values."
 _PICTURE = "evaluation.svg"
 _RELIABILITY = (
@@ -56,7 +56,7 @@ def html(result: Result, plot: str) -> str:
         f'<figure class="wide"><div class="scroll">{plot}</div></figure>' if plot else "",
         *(_section(section) for section in others),
         _details(result),
-        f"<footer>{clean(_FOOTER.format(__version__) + _POINT)}</footer>",
+        f"<footer>{clean(_footer(result) + _POINT)}</footer>",
     ]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -79,7 +79,7 @@ def markdown(result: Result, plot: bool = True) -> str:
     ]
     for section in [*others, *tables.subsets(result)]:
         parts += _section_lines(section)
-    parts.append(plain(_FOOTER.format(__version__)))
+    parts.append(plain(_footer(result)))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -87,6 +87,7 @@ def _sections(result: Result) -> list[Section]:
     found = [
         tables.accuracy(result),
         tables.differences(result),
+        tables.repetitions(result),
         tables.benchmarks(result),
         tables.several_answers(result),
         tables.biases(result),
@@ -133,6 +134,10 @@ def _reliability(result: Result) -> str:
     return (
         f'<details><summary>Reliability</summary>{about}<div class="charts">{shown}</div></details>'
     )
+
+
+def _footer(result: Result) -> str:
+    return _FOOTER.format(__version__, "study" if "repetitions" in result else "evaluation")
 
 
 def _write(path: Path, text: str) -> None:

@@ -20,8 +20,10 @@ _SENTENCES = 4
 _ACCURACY = (
     "Share of contests won, in %, with its 95 % interval: the better answer must score strictly "
     "higher, so that a tie counts as a failure, and a contest of several answers counts by its "
-    "share of pairs. Intervals are bootstrapped over prompts, since contests of one prompt "
-    "resemble each other."
+    "share of pairs. "
+)
+_OVER_PROMPTS = (
+    "Intervals are bootstrapped over prompts, since contests of one prompt resemble each other."
 )
 
 
@@ -42,6 +44,31 @@ def at(result: Any, *keys: str) -> Any:
             return None
         result = result.get(key)
     return result
+
+
+def coverage(result: Result) -> str:
+    """What the intervals cover: prompts, and where models were trained several times, seeds."""
+    repeated = result.get("repetitions")
+    if not repeated:
+        return _OVER_PROMPTS
+    factor, choices = repeated["factor"], repeated["choices"]
+    if len(choices) == 1:
+        return f"{_OVER_PROMPTS} One {factor}: the interval says nothing about training noise."
+    text = (
+        f"Figures are means over {len(choices)} trainings ({factor}: {', '.join(choices)}). "
+        "Intervals cover both prompts and trainings: what other prompts and other seeds would give."
+    )
+    if len(choices) == 2:
+        text += (
+            " Two trainings say little about how far trainings scatter, so that intervals are wide "
+            "and their width is mostly chance: see each training below."
+        )
+    if any("members" in described for described in result["models"].values()):
+        text += (
+            " An ensemble is made once: its interval covers prompts, that of its difference also "
+            "the trainings of the baseline, and neither its own training noise."
+        )
+    return text
 
 
 def verdicts(result: Result) -> list[str]:
@@ -80,7 +107,7 @@ def accuracy(result: Result) -> Section:
     ]
     rows.append([LONGER, *(share(at(s, "longer_wins", "accuracy")) for s in sets.values())])
     rows.append(["contests / prompts", *(_sizes(s) for s in sets.values())])
-    about = _ACCURACY
+    about = _ACCURACY + coverage(result)
     tests = sum(_tested(result, name, model) for name in sets for model in result["models"])
     if tests:
         about += (
@@ -110,13 +137,43 @@ def differences(result: Result) -> Section | None:
     about = (
         f"Accuracy less that of {result['baseline']} on the same contests, in percentage points, "
         "with its 95 % interval. “Shows from” is the smallest true gain that a comparison of "
-        "this size finds in four of five cases, were the models to disagree as often as here and "
-        f"every prompt to count once; {NOTHING} where no gain would be found so surely. "
+        f"this size finds in four of five cases, were {_as_here(result)}; {NOTHING} where no gain "
+        "would be found so surely. "
         "“Disagree” is the share of contests that just one of the two wins, known where a contest "
         "is a pair."
     )
     head = ["set", "model", "difference, points", "shows from", "disagree, %"]
     return Section("Differences to the baseline", about, [Table(head, rows, names=2)])
+
+
+def _as_here(result: Result) -> str:
+    if len(at(result, "repetitions", "choices") or []) > 1:
+        return "gains to scatter over prompts and trainings as here"
+    return "the models to disagree as often as here and every prompt to count once"
+
+
+def repetitions(result: Result) -> Section | None:
+    """Each training by itself: its accuracy, and its gain over the baseline of its seed."""
+    choices = at(result, "repetitions", "choices") or []
+    if len(choices) < 2:
+        return None
+    rows = _grouped(
+        result,
+        lambda found: [
+            *(fixed(value, 1, 100) for value in at(found, "accuracy", "each")),
+            *(
+                fixed(value, 1, 100, plus=True)
+                for value in at(found, "versus", "difference", "each") or [None] * len(choices)
+            ),
+        ],
+        lambda found: at(found, "accuracy", "each") is not None,
+    )
+    about = (
+        "Accuracy of each training in %, and its difference to the baseline's training with the "
+        f"same {result['repetitions']['factor']}, in points."
+    )
+    head = ["set", "model", *choices, *(f"difference, {choice}" for choice in choices)]
+    return Section("Each training", about, [Table(head, rows, names=2)])
 
 
 def biases(result: Result) -> Section:
@@ -244,6 +301,12 @@ def origins(result: Result) -> Section:
         )
     else:
         about = "Every row of the data could be used."
+    for name, seen in (result.get("beforehand") or {}).items():
+        if seen.get("in_training_files"):
+            about += (
+                f" The prompts of {seen['in_training_files']:,} of {seen['contests']:,} contests "
+                f"of {name} stand in the training files too."
+            )
     return Section("Models and data", about, tables)
 
 
@@ -366,6 +429,8 @@ def _ties(found: Result) -> str:
 
 
 def _what(described: Result, result: Result) -> str:
+    if "cells" in described:
+        return f"trainings {', '.join(described['cells'])}"
     if "members" not in described:
         return str(described.get("path", NOTHING))
     reference = described.get("reference") or next(iter(result["sets"]))

@@ -31,27 +31,38 @@ def session(wanted: Sequence[Bundle]) -> Iterator[None]:
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    if local:
-        here = this_machine()
-        ray.init(
-            address="local",
-            num_cpus=int(here.cpus),
-            num_gpus=int(here.gpus),
-            include_dashboard=False,
-            **options,
-        )
-    else:
-        ray.init(address="auto" if os.environ["RAY_ADDRESS"] == "auto" else None, **options)
-    _quiet_raylet()
-    for number, handler in handlers.items():
-        signal.signal(number, handler)  # Ray puts handlers of its own in their place
+    children: set[psutil.Process] = set()
     try:
+        try:
+            if local:
+                here = this_machine()
+                ray.init(
+                    address="local",
+                    num_cpus=int(here.cpus),
+                    num_gpus=int(here.gpus),
+                    include_dashboard=False,
+                    **options,
+                )
+            else:
+                ray.init(address="auto" if os.environ["RAY_ADDRESS"] == "auto" else None, **options)
+        except SystemExit:  # Ray's own handler of a signal that came while it started
+            raise KeyboardInterrupt from None
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)  # Ray puts handlers of its own in their place
+        # Known from now on: a raylet that a Ctrl-C ends first leaves its agents to init.
+        children |= _children() if local else set()
+        _quiet_raylet()
         fit(wanted, nodes())
         yield
     finally:
-        children = psutil.Process().children(recursive=True) if local else []
+        children |= _children() if local else set()
         ray.shutdown()
-        _end(children)
+        _end(list(children))
+
+
+def _children() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
 
 
 def _quiet_raylet() -> None:

@@ -149,7 +149,7 @@ class Pool:
         except DEATHS as error:
             return self._replace(member, error)
         except RayTaskError as error:
-            raise PoolFailed(f"{self.role} {member.slot} cannot start: {error}") from error
+            raise PoolFailed(f"{self.role} {member.slot} cannot start: {error.cause}") from error
         not_yet = self._admit(member.handle, value)
         if not_yet is not None:
             member.ready_ref = not_yet

@@ -139,6 +139,12 @@ def by_subset(
     return {subset: measure(group) for subset, group in groups.items()}
 
 
+def won(contests: Sequence[Contest]) -> NDArray[np.float64]:
+    """The share of its pairs that each contest wins, `(contests,)`, of which `accuracy` is the
+    mean."""
+    return np.array([float((contest.margins_nm > 0).mean()) for contest in contests])
+
+
 def accuracy(contests: Sequence[Contest]) -> Accuracy:
     """Mean over contests of the share of (chosen, rejected) pairs with `chosen > rejected`.
 
@@ -150,7 +156,7 @@ def accuracy(contests: Sequence[Contest]) -> Accuracy:
     """
     margins = [contest.margins_nm for contest in contests]
     return Accuracy(
-        _interval([float((margins_nm > 0).mean()) for margins_nm in margins], contests),
+        _interval(won(contests), contests),
         ties=sum(int((margins_nm == 0).sum()) for margins_nm in margins),
         pairs=sum(margins_nm.size for margins_nm in margins),
     )
@@ -261,13 +267,14 @@ def one_to_many(contests: Sequence[Contest]) -> OneToMany:
     Raises:
         ValueError: no contests.
     """
-    worst = [float(c.chosen.min() - c.rejected.max()) for c in contests]
-    above = [int((c.rejected >= c.chosen.max()).sum()) for c in contests]
-    return OneToMany(
-        _interval([float(margin > 0) for margin in worst], contests),
-        _interval([float(margin >= 0) for margin in worst], contests),
-        _interval([1 / (1 + rejected) for rejected in above], contests),
-    )
+    return OneToMany(*(_interval(values_B, contests) for values_B in ranked(contests)))
+
+
+def ranked(contests: Sequence[Contest]) -> NDArray[np.float64]:
+    """What `one_to_many` takes the means of, `(3, contests)`: strict, tolerant, 1 / rank."""
+    worst_B = np.array([float(c.chosen.min() - c.rejected.max()) for c in contests])
+    above_B = np.array([int((c.rejected >= c.chosen.max()).sum()) for c in contests])
+    return np.stack([worst_B > 0, worst_B >= 0, 1 / (1 + above_B)])
 
 
 def compare(before: Sequence[Contest], after: Sequence[Contest]) -> Comparison:
@@ -285,8 +292,7 @@ def compare(before: Sequence[Contest], after: Sequence[Contest]) -> Comparison:
     for row, (a, b) in enumerate(zip(before, after, strict=True)):
         if _identity(a) != _identity(b):
             raise ValueError(f"contest {row}: before is of {_identity(a)}, after of {_identity(b)}")
-    before_B = np.array([(c.margins_nm > 0).mean() for c in before])
-    after_B = np.array([(c.margins_nm > 0).mean() for c in after])
+    before_B, after_B = won(before), won(after)
     if not before_B.size:
         raise ValueError("contests: at least one")
     return Comparison(
@@ -363,7 +369,7 @@ def _identity(contest: Contest) -> tuple[str, str, int, int]:
     return contest.subset, contest.cluster, contest.chosen.size, contest.rejected.size
 
 
-def _interval(values_B: Sequence[float], contests: Sequence[Contest]) -> Interval:
+def _interval(values_B: NDArray[np.float64], contests: Sequence[Contest]) -> Interval:
     if not contests:
         raise ValueError("contests: at least one")
     return bootstrap_mean(values_B, [contest.cluster for contest in contests])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,22 +22,29 @@ class Chunks:
     Args:
         refs: references to tables of one schema.
         counts: their rows.
+        fetch: reference -> table.
     """
 
-    def __init__(self, refs: Sequence[Any], counts: Sequence[int]) -> None:
+    def __init__(
+        self,
+        refs: Sequence[Any],
+        counts: Sequence[int],
+        fetch: Callable[[Any], pa.Table] = ray.get,
+    ) -> None:
         self._refs = list(refs)
+        self._fetch = fetch
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
     def take(self, rows: Sequence[int]) -> pa.Table:
         """The rows of these numbers, in this order."""
         if not len(rows):
-            return ray.get(self._refs[0]).slice(0, 0)
+            return self._fetch(self._refs[0]).slice(0, 0)
         numbers = np.asarray(rows, dtype=np.int64)
         piece_of = np.searchsorted(self._starts, numbers, side="right") - 1
         parts, places = [], []
         for piece in np.unique(piece_of):
             here = np.flatnonzero(piece_of == piece)
-            table = ray.get(self._refs[piece])
+            table = self._fetch(self._refs[piece])
             parts.append(table.take(pa.array(numbers[here] - self._starts[piece])))
             places.append(here)
         order = np.argsort(np.concatenate(places))

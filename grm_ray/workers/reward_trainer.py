@@ -184,6 +184,7 @@ class RewardTrainer:
                 self._contract,
                 Path(folder),
                 card,
+                adapter=is_lora(self._engine.module.lm),  # beside the merged weights, for PEFT
             )
 
     def save(self, folder: str, extra: dict[str, Any]) -> dict[str, str]:

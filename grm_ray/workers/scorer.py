@@ -98,7 +98,10 @@ class Scorer:
             for same in by_key(tuple(prompt) for prompt, _ in sides):
                 rows += self._cut(sides[same[0]][0], [sides[i][1] for i in same])
                 at += [group[i] for i in same]
-        scores[at] = score_rows(self._model, rows, self._budget, self._device)
+        found = score_rows(self._model, rows, self._budget, self._device)
+        if not np.isfinite(found).all():
+            raise ValueError(f"reward model {self._folder} gives scores that are no numbers")
+        scores[at] = found
         return scores
 
     def _ids(self, rollouts: pa.Table) -> Iterator[tuple[list[int], list[int]]]:

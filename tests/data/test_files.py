@@ -13,7 +13,7 @@ from grm_ray.config.load import ConfigError
 from grm_ray.config.schema import Source
 from grm_ray.data import files, sources
 from grm_ray.data.files import rows, streamed
-from grm_ray.data.sources import Quarantine
+from grm_ray.data.sources import Quarantine, iterate
 
 COLUMNS = {"prompt", "chosen", "rejected"}
 
@@ -175,3 +175,26 @@ def test_a_set_whose_rows_name_their_split_is_read_by_that(tmp_path):
     assert read_hub("validation") == [2, 4, 6]
     with pytest.raises(ConfigError, match="neither a file here nor to be had from the hub"):
         list(files._hub_rows(Source(path=str(tmp_path / "no" / "where")), COLUMNS, None))
+
+
+def test_numbers_and_texts_that_no_machine_can_hold_are_bad_rows(tmp_path):
+    good = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    lines = [
+        json.dumps(good | {"margin": 10**400}),
+        '{"prompt": "p", "chosen": "c", "rejected": ' + "1" * 5000 + "}",
+        json.dumps(good | {"chosen": "d", "subset": "\ud800"}),
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([*lines, json.dumps(good | {"chosen": "e"})]) + "\n")
+    quarantine = Quarantine()
+    assert [pair.chosen for pair in iterate(Source(path=str(path)), quarantine)] == ["e"]
+    assert len(quarantine.rows) == 3
+    quarantine.write(tmp_path / "quarantine.jsonl")
+
+
+def test_a_byte_order_mark_costs_no_row(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(
+        b"\xef\xbb\xbf" + json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}).encode()
+    )
+    assert len(list(iterate(Source(path=str(path)), Quarantine()))) == 1

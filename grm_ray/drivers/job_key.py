@@ -1,0 +1,91 @@
+"""Names of trainings by all that their outcome depends on: where there is one name, there is one
+outcome, and it need not be computed again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from grm_ray.config.schema import Dtype, RewardModelJob, Source, Workers
+from grm_ray.data import files
+from grm_ray.models.backbone import resolve, resolve_dtype
+from grm_ray.models.checkpoint import model_identity
+
+# Raised where one config comes to mean another training (a default that changes, say).
+FORMAT = 1
+# What an outcome does not depend on, up to rounding. Paths stand for what they hold.
+WITHOUT_EFFECT = (
+    "name",
+    "runs",
+    "tracking",
+    "workers",
+    "timeout_s",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "model.path",
+    "model.dtype",
+    "data.train",
+    "data.eval",
+)
+
+
+class Keys:
+    """Hashes models and data once each, however many jobs share them."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, str] = {}
+        self._data: dict[str, str] = {}
+
+    def of(self, job: RewardModelJob, *more: Any) -> str:
+        """16 hex digits of the job's settings, weights and data, and of `more` (plain data).
+
+        Settings that have their defaults are not named: a key that a later version adds leaves
+        the keys of earlier jobs as they are.
+
+        Raises:
+            ConfigError: a model or data file that is not there.
+        """
+        plain = job.model_dump(mode="json", exclude_defaults=True)
+        for path in WITHOUT_EFFECT:
+            *parents, last = path.split(".")
+            node = plain
+            for parent in parents:
+                node = node.get(parent, {})
+            node.pop(last, None)
+        parts = {
+            "format": FORMAT,
+            "job": plain,
+            "dtype": precision(job.model.dtype, job.workers),
+            # Ranks draw what dropout leaves out each for itself.
+            "ranks": job.workers.count if _drops_out(job) else None,
+            "model": self._model(job.model.path),
+            "train": [self.source(source) for source in job.data.train],
+            "eval": {name: self.source(source) for name, source in job.data.eval.items()},
+            "more": more,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def source(self, source: Source) -> list[Any]:
+        """What a source reads and how, as plain data."""
+        settings = source.model_dump(mode="json", exclude_defaults=True, exclude={"path"})
+        place = json.dumps([source.path, source.split])
+        if place not in self._data:
+            self._data[place] = files.digest(source)
+        return [settings, self._data[place]]
+
+    def _model(self, path: str) -> str:
+        if path not in self._models:
+            self._models[path] = model_identity(resolve(path))
+        return self._models[path]
+
+
+def precision(dtype: Dtype, workers: Workers) -> str:
+    """What workers compute in, as far as the driver can tell: on a GPU "auto" is theirs to
+    resolve."""
+    return "auto on a GPU" if dtype == "auto" and workers.gpus > 0 else resolve_dtype(dtype)
+
+
+def _drops_out(job: RewardModelJob) -> bool:
+    lora = job.model.lora
+    return bool(job.head.dropout or (lora is not None and lora.dropout))
