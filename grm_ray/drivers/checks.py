@@ -87,10 +87,10 @@ def check(config: Job, cluster: list[Node] | None = None, elsewhere: bool = Fals
             jobs = {f"cell {'/'.join(c.values())}": job for c, job in study.jobs(config)}
             _started(jobs, config.judges, config.scoring, plan, cluster)
         elif isinstance(config, CurateJob):
-            from grm_ray.drivers import curate
+            from grm_ray.drivers.ballots import voter
 
             _data(config.data, PAIR, plan)
-            _started({"base": curate.voter(config)}, config.judges, config.scoring, plan, cluster)
+            _started({"base": voter(config)}, config.judges, config.scoring, plan, cluster)
     except ConfigError:
         raise
     except ValueError as error:

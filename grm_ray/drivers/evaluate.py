@@ -75,7 +75,9 @@ def judge(config: EvaluateJob, tables: dict[str, dict[str, pa.Table]]) -> dict[s
             **{model: {"path": path} for model, path in config.models.items()},
             **{name: ensemble.model_dump() for name, ensemble in config.ensembles.items()},
         },
-        **judging.side_by_side(found, config.sets, dict.fromkeys(found, baseline)),
+        **judging.side_by_side(
+            found, config.sets, dict.fromkeys(found, baseline), ensembles=config.ensembles
+        ),
     }
 
 

@@ -48,11 +48,7 @@ class Keys:
         """
         plain = job.model_dump(mode="json", exclude_defaults=True)
         for path in WITHOUT_EFFECT:
-            *parents, last = path.split(".")
-            node = plain
-            for parent in parents:
-                node = node.get(parent, {})
-            node.pop(last, None)
+            _leave_out(plain, path.split("."))
         parts = {
             "format": FORMAT,
             "job": plain,
@@ -78,6 +74,17 @@ class Keys:
         if path not in self._models:
             self._models[path] = model_identity(resolve(path))
         return self._models[path]
+
+
+def _leave_out(plain: dict[str, Any], path: list[str]) -> None:
+    """Remove a key and the sections that have nothing else."""
+    first, *rest = path
+    if not rest:
+        plain.pop(first, None)
+    elif first in plain:
+        _leave_out(plain[first], rest)
+        if not plain[first]:
+            del plain[first]
 
 
 def precision(dtype: Dtype, workers: Workers) -> str:

@@ -60,19 +60,19 @@ def run(config: StudyJob, resume: bool = False) -> Path:
     check(config)
     folder = Path(config.runs).expanduser().resolve() / config.name
     cells = grid(config, folder)
-    with subjobs.alone(folder):
-        (folder / "cells").mkdir(exist_ok=True)
-        (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
-        beforehand = _say_what_can_be_seen(config, cells)
-        for number, cell in enumerate(cells, start=1):
-            found = "has its result" if _result(folder, cell).exists() else "begins"
-            print(f"cell {number} of {len(cells)}, {cell}: {found} ({cell.key})", flush=True)
-            if found == "begins":
-                _make(cell, config, folder)
-                print(f"  {_line(_result(folder, cell))}", flush=True)
-        result = {**summary(config, cells, folder), "beforehand": beforehand}
-        (folder / "study.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        return write_evaluation(result, folder)
+    subjobs.open_folder(folder)
+    (folder / "cells").mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+    beforehand = _say_what_can_be_seen(config, cells)
+    for number, cell in enumerate(cells, start=1):
+        found = "has its result" if _result(folder, cell).exists() else "begins"
+        print(f"cell {number} of {len(cells)}, {cell}: {found} ({cell.key})", flush=True)
+        if found == "begins":
+            _make(cell, config, folder)
+            print(f"  {_line(_result(folder, cell))}", flush=True)
+    result = {**summary(config, cells, folder), "beforehand": beforehand}
+    (folder / "study.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return write_evaluation(result, folder)
 
 
 def jobs(config: StudyJob) -> Iterator[tuple[dict[str, str], RewardModelJob]]:
@@ -243,7 +243,7 @@ def _say_what_can_be_seen(config: StudyJob, cells: list[Cell]) -> dict[str, Any]
         }
         shown = "none" if gain != gain else f"{100 * gain:.1f} points"
         print(
-            f"{name}: {len(rows)} contests, {len(set(rows))} prompts, {repeats} repetitions; "
+            f"{name}: {len(rows)} contests, {len(set(rows))} prompts, repetitions: {repeats}; "
             f"smallest gain that would show between two trainings (power 0.8, discordance "
             f"{DISCORDANCE}): {shown}",
             flush=True,

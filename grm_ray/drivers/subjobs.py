@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
 import signal
 import subprocess
@@ -17,30 +16,21 @@ from grm_ray.config.load import ConfigError, dump
 from grm_ray.config.schema import Job, RewardModelJob, Source
 from grm_ray.drivers.evaluate import RESULT
 from grm_ray.drivers.reward_model import DONE
+from grm_ray.drivers.run_folder import hold
 from grm_ray.runtime.snapshot import Snapshots
 
 
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """The one process at work on `folder`, which is made where it is missing.
+def open_folder(folder: Path) -> None:
+    """Make `folder` where it is missing, and keep it for this process.
 
     Raises:
-        ConfigError: another one is, or the folder cannot be written.
+        ConfigError: another process works in it, or it cannot be written.
     """
     try:
+        hold(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("w")
     except OSError as error:
         raise ConfigError(f"folder {folder}: {error.strerror or error}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"folder {folder}: another process is at work on it; wait for its end, or take "
-                "another name"
-            ) from None
-        yield
 
 
 def train(job: RewardModelJob, file: Path) -> Path:
@@ -51,9 +41,8 @@ def train(job: RewardModelJob, file: Path) -> Path:
     folder = Path(job.runs) / job.name
     if not (folder / DONE).is_file():
         started = Snapshots(folder / "checkpoints", 1).latest() is not None
-        if not started:
-            shutil.rmtree(folder, ignore_errors=True)
         call("grm_ray.rm", job, file, started)
+    _clear(folder)
     return folder / "model"
 
 
@@ -84,9 +73,8 @@ def judge(
             workers=workers,
         )
         started = (judged / "config.yaml").is_file()
-        if not started:
-            shutil.rmtree(judged, ignore_errors=True)
         call("grm_ray.evaluate", job, folder / "judge.yaml", started)
+    _clear(judged)
     return judged
 
 
@@ -112,6 +100,13 @@ def call(module: str, job: Job, file: Path, resume: bool) -> None:
     if code == 2 and reason:
         raise ConfigError(f"{reason} ({log})")
     raise RuntimeError(f"{module} {file.name} failed (exit {code}, {log}):\n{said[-1500:]}")
+
+
+def _clear(folder: Path) -> None:
+    """Remove what earlier starts left, which a job that begins anew puts aside."""
+    for old in folder.parent.glob(f"{folder.name}.[0-9]*"):
+        if old.is_dir():
+            shutil.rmtree(old)
 
 
 def _wait(command: list[Any], out: Any) -> int:

@@ -29,7 +29,8 @@ class Repeated:
     Attributes:
         interval: of another S repetitions on other prompts; NaN bounds where one prompt is all.
         each: the mean of each repetition.
-        detectable: the smallest true mean whose interval leaves out 0 in about four of five cases.
+        detectable: the smallest true mean whose interval leaves out 0 in about four of five cases
+            (`power`); NaN where no mean can be as large.
     """
 
     interval: Interval
@@ -96,10 +97,11 @@ def mean_over(
     half = math.sqrt(max(t_seeds**2 * seeds + t_prompts**2 * alone, t_prompts**2 * over_prompts))
     error = math.sqrt(max(seeds + alone, over_prompts))
     low, high = max(mean - half, bounds[0]), min(mean + half, bounds[1])
+    shows = half + NormalDist().inv_cdf(power) * error
     return Repeated(
         Interval(mean, low, high, rows, prompts),
         tuple(means_S.tolist()),
-        half + NormalDist().inv_cdf(power) * error,
+        shows if shows <= bounds[1] else float("nan"),
     )
 
 

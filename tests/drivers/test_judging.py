@@ -85,3 +85,88 @@ def test_side_by_side_is_plain_json_and_compares_with_the_baseline():
 def test_rows_that_are_not_the_benchmark_s_are_said_to_be_so():
     found = judging.judged(judging.contests(table(([1], [0]), subset="own")), "rm_bench")
     assert "own" in found["suite"]["cannot"] or "three" in found["suite"]["cannot"]
+
+
+def spread(*contests, offset=0.0, subset="a"):
+    """`table` with other answer lengths in every row, all scores moved by `offset`."""
+    found = table(*contests, subset=subset)
+    moved = pa.array(found["score"].to_numpy() + np.float32(offset))
+    lengths = pa.array(10 + 7 * np.arange(found.num_rows, dtype=np.int32) % 5)
+    return found.set_column(2, "score", moved).set_column(3, "characters", lengths)
+
+
+def test_one_repetition_is_judged_as_it_is():
+    found = judging.contests(table(([1], [0]), ([0], [1])))
+    assert judging.averaged([found], "trl") == judging.judged(found, "trl")
+    assert judging.gained([found], [found]) == judging.versus(found, found)
+
+
+def test_repetitions_are_judged_one_by_one():
+    tables = [
+        spread(([1], [0]), ([0], [1]), ([3], [2])),
+        spread(([1], [0]), ([2], [1]), ([3], [5]), offset=100),
+        spread(([1], [0]), ([1], [1]), ([3], [0]), offset=-50),
+    ]
+    each = [judging.judged(judging.contests(t), "trl") for t in tables]
+    found = judging.averaged([judging.contests(t) for t in tables], "trl")
+    assert found["accuracy"]["each"] == pytest.approx([2 / 3] * 3)
+    assert found["ties"] == pytest.approx(1 / 3) and found["pairs"] == 3
+    for figure in ("pearson", "spearman"):
+        assert found["length"][figure] == pytest.approx(
+            np.mean([one["length"][figure] for one in each])
+        )
+    eces = [one["calibration"]["ece"] for one in each]
+    assert found["calibration"]["ece"] == pytest.approx(np.mean(eces))
+    *_, last = found["calibration"]["bins"]
+    of_last = [one["calibration"]["bins"][-1] for one in each]
+    won = sum(b["pairs"] * (b["accuracy"] or 0) for b in of_last) / sum(b["pairs"] for b in of_last)
+    assert last["accuracy"] == pytest.approx(won) and last["pairs"] <= 3
+
+
+def test_a_benchmark_of_repetitions_is_the_mean_of_theirs():
+    """RewardBench 2 asks its ties twice, `ref` and `tied`: repetitions are not more of them."""
+    rows = [
+        {
+            "contest": contest,
+            "chosen": i < good,
+            "score": float(5 - i if i < good else 0),
+            "characters": 10,
+            "subset": "Ties",
+            "prompt_id": "ties:7",
+        }
+        for contest, good in ((0, 1), (1, 3))
+        for i in range(good + 3)
+    ]
+    first = pa.Table.from_pylist(rows, SCORED)
+    other = first.set_column(2, "score", pa.array(first["score"].to_numpy()[::-1].copy()))
+    runs = [judging.contests(t) for t in (first, other, first)]
+    each = [judging.judged(run, "reward_bench_2")["suite"]["score"] for run in runs]
+    suite = judging.averaged(runs, "reward_bench_2")["suite"]
+    assert "cannot" not in suite and each[0] != each[1]
+    assert suite["score"] == pytest.approx(np.mean(each))
+
+
+def test_several_answers_have_intervals_over_repetitions():
+    runs = [
+        judging.contests(table(([3], [1, 2]), ([0], [5, 6]))),
+        judging.contests(table(([3], [1, 2]), ([9], [5, 6]))),
+    ]
+    found = judging.averaged(runs, "trl")["one_to_many"]
+    assert found["strict"]["each"] == [0.5, 1.0]
+    assert found["mrr"]["each"] == pytest.approx([(1 + 1 / 3) / 2, 1])
+
+
+def test_what_was_made_once_stands_against_each_repetition():
+    lost, won = (judging.contests(table(*[sides] * 6)) for sides in (([0], [1]), ([1], [0])))
+    found = judging.gained([lost, won], [won])
+    assert found["difference"]["each"] == [1.0, 0.0]
+    assert found["difference"]["low"] == -1.0 and found["difference"]["high"] == 1.0
+    assert found["discordance"] == 0.5
+
+
+def test_an_ensemble_s_scores_are_no_chances():
+    found = {m: {"s": judging.contests(table(([1], [0])))} for m in ("one", "both")}
+    baselines = dict.fromkeys(found, "one")
+    shown = judging.side_by_side(found, {"s": Source(path="x.jsonl")}, baselines, ["both"])
+    assert shown["results"]["s"]["both"]["calibration"] == {"ece": None, "bins": []}
+    assert shown["results"]["s"]["one"]["calibration"]["ece"] > 0

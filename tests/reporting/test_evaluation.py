@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import pyarrow as pa
 import pytest
 
+from grm_ray.config.schema import Source
 from grm_ray.drivers import judging
 from grm_ray.reporting.evaluation import write_evaluation
 from grm_ray.reporting.tables import Figure, Table, fixed, plain, shortened
@@ -332,3 +333,55 @@ def test_markdown_shows_names_as_they_are():
     assert plain("_a_ | *b*\n`c` <d>") == r"\_a\_ \| \*b\* \`c\` &lt;d>"
     table = Table(["a", "b"], [["x", Figure("1", "0–2", "▲")]])
     assert table.markdown().splitlines() == ["| a | b |", "|---|---:|", "| x | ▲ 1 (0–2) |"]
+
+
+def trained_often(seeds, factor="seed"):
+    """A study's result: two models and an ensemble, trained `seeds` times."""
+    runs = [judging.contests(scored([i < 20 + s for i in range(40)])) for s in range(seeds)]
+    other = [judging.contests(scored([i < 30 + s for i in range(40)])) for s in range(seeds)]
+    found = {"bt": {"one": runs}, "grm": {"one": other}, "grm/mean": {"one": other[:1]}}
+    return {
+        "name": "study",
+        "baseline": "bt",
+        "models": {
+            "bt": {"cells": ["k0", "k1"]},
+            "grm": {"cells": ["k2", "k3"]},
+            "grm/mean": {"members": ["k2", "k3"], "aggregate": "mean"},
+        },
+        "repetitions": {"factor": factor, "choices": [f"s{i}" for i in range(seeds)]},
+        "beforehand": {"one": {"contests": 40, "in_training_files": 3}},
+        **judging.of_repetitions(
+            found,
+            {"one": Source(path="one.jsonl")},
+            dict.fromkeys(found, "bt"),
+            ["grm/mean"],
+        ),
+    }
+
+
+def test_a_study_says_what_its_intervals_cover_and_shows_each_training(tmp_path):
+    text, markdown, _ = write(trained_often(3), tmp_path)
+    for shown in (text, markdown):
+        assert "Figures are means over 3 trainings (seed: s0, s1, s2)" in shown
+        assert "cover both prompts and trainings" in shown
+        assert "An ensemble is made once" in shown
+        assert "bootstrapped" not in shown and "mostly chance" not in shown
+        assert "The prompts of 3 of 40 contests of one stand in the training files too." in shown
+        assert "from study.json" in shown
+    assert row(markdown, "one", "## Each training")[2:] == [
+        "50.0", "52.5", "55.0", "–", "–", "–"
+    ]  # fmt: skip
+    each = markdown.split("## Each training\n")[1]
+    assert "|  | grm | 75.0 | 77.5 | 80.0 | +25.0 | +25.0 | +25.0 |" in each
+    # An ensemble has no trainings of its own to show, and no calibration.
+    assert "grm/mean" not in each.split("## ")[0]
+    biases = markdown.split("## Length bias, ties and calibration\n")[1].split("## ")[0]
+    assert biases.split("| grm/mean |")[1].split("\n")[0].strip(" |").endswith("–")
+
+
+def test_one_seed_says_nothing_about_training_and_two_say_little(tmp_path):
+    _, markdown, _ = write(trained_often(1), tmp_path)
+    assert "One seed: the interval says nothing about training noise." in markdown
+    assert "## Each training" not in markdown
+    _, markdown, _ = write(trained_often(2), tmp_path)
+    assert "their width is mostly chance: see each training below" in markdown

@@ -83,6 +83,22 @@ def test_an_interval_stays_within_what_is_possible():
     assert found.high == 1.0 and found.low == 0.0
 
 
+def test_a_gain_that_cannot_be_is_not_promised():
+    values_SB = np.tile([[0.0], [0.5]], (1, 10))
+    assert math.isnan(mean_over(values_SB, bounds=(-1, 1)).detectable)
+    assert mean_over(values_SB).detectable > 3
+
+
+def test_a_mean_that_shows_from_here_shows_in_four_of_five_cases():
+    rng = np.random.default_rng(3)
+    noise = [
+        rng.normal(0, 0.01, (4, 1)) + rng.normal(0, 0.3, 400) + rng.normal(0, 0.2, (4, 400))
+        for _ in range(300)
+    ]
+    gain = float(np.mean([mean_over(values_SB).detectable for values_SB in noise]))
+    assert 0.7 < np.mean([mean_over(x + gain).interval.low > 0 for x in noise]) < 0.95
+
+
 def test_one_prompt_has_a_mean_and_no_interval():
     found = mean_over([[1.0, 0.0], [1.0, 1.0]], ["a", "a"])
     assert found.interval.mean == 0.75 and math.isnan(found.interval.low)

@@ -1,0 +1,33 @@
+"""What a job says when it is interrupted."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from grm_ray.command import _how_to_go_on
+
+
+def stopped(folder, job):
+    return _how_to_go_on(SimpleNamespace(job=job, runs=str(folder), name="run"))
+
+
+@pytest.mark.parametrize("job", ["study", "curate"])
+def test_what_goes_on_by_itself_says_so(tmp_path, job):
+    assert stopped(tmp_path, job) == "start it again: it goes on where it stopped"
+
+
+def test_resume_is_named_where_there_is_something_to_go_on_from(tmp_path):
+    for job in ("rm", "evaluate"):
+        assert "no checkpoint" in stopped(tmp_path, job)
+    step = tmp_path / "run" / "checkpoints" / "step-00001"
+    step.mkdir(parents=True)
+    (step / "state.json").write_text("{}")
+    assert stopped(tmp_path, "rm") == "go on with --resume"
+
+
+def test_scores_are_something_to_go_on_from(tmp_path):
+    scores = tmp_path / "run" / "scores" / "model"
+    scores.mkdir(parents=True)
+    assert "no checkpoint" in stopped(tmp_path, "evaluate")
+    (scores / "set-0.parquet").touch()
+    assert stopped(tmp_path, "evaluate") == "go on with --resume"
