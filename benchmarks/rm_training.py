@@ -74,7 +74,7 @@ def main() -> None:
 def fitting(data: Path | None, rows: int, model: str, target: Path) -> int:
     """The first `rows` pairs of `data` that fit into `LENGTH` tokens on either side."""
     from grm_ray.data.chat import ScoringContract, answer_tokens, prompt_tokens
-    from grm_ray.data.sources import DEMO
+    from grm_ray.data.files import DEMO
     from grm_ray.models.backbone import load_tokenizer
 
     tokenizer = load_tokenizer(model)

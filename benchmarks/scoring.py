@@ -26,7 +26,7 @@ import torch
 
 from grm_ray.config.schema import Head, Model
 from grm_ray.data.chat import ScoringContract, answer_tokens, prompt_tokens
-from grm_ray.data.sources import DEMO
+from grm_ray.data.files import DEMO
 from grm_ray.models import backbone
 from grm_ray.models.reward_model import RewardModel
 from grm_ray.models.scoring import score_rows
