@@ -89,7 +89,7 @@ def measure(side: str, checkpointing: bool) -> dict[str, Any]:
 
 
 def ours(model: Any, groups: list) -> torch.Tensor:
-    from grm_ray.config.schema import PreferenceLoss
+    from grm_ray.config.reward_model import PreferenceLoss
     from grm_ray.training.reward_loss import Pairs, RewardLoss
 
     nothing = np.full(len(groups), np.nan)

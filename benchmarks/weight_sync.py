@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 
-from grm_ray.config.schema import PpoJob
+from grm_ray.config.ppo import PpoJob
 from grm_ray.data.sources import Quarantine, prompts
 from grm_ray.drivers.checks import roles
 from grm_ray.models import backbone

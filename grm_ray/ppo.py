@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from grm_ray import command
-from grm_ray.config.schema import PpoJob
+from grm_ray.config.ppo import PpoJob
 
 
 def run(config: PpoJob, resume: bool) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from grm_ray import command
-from grm_ray.config.schema import RewardModelJob
+from grm_ray.config.reward_model import RewardModelJob
 
 
 def run(config: RewardModelJob, resume: bool) -> Path:

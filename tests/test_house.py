@@ -78,7 +78,8 @@ def test_pure_floors_stay_pure(folder, forbidden):
 def test_every_shipped_config_loads(path):
     from grm_ray.config.judging import CurateJob, EvaluateJob, StudyJob
     from grm_ray.config.load import load
-    from grm_ray.config.schema import PpoJob, RewardModelJob
+    from grm_ray.config.ppo import PpoJob
+    from grm_ray.config.reward_model import RewardModelJob
     from grm_ray.runtime.placement import declared
 
     schemas = {"rm": RewardModelJob, "ppo": PpoJob, "evaluate": EvaluateJob}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jinja2
@@ -13,12 +13,14 @@ from grm_ray.data.chat import Message, ScoringContract, prompt_tokens
 from grm_ray.data.records import Answer, Pair, Prompt, Rated, Turns
 from grm_ray.data.tables import PAIRS, PROMPTS, RATED
 
+# A table, (uid, reason) of what is not in it, and how many rows were cut to fit.
+Encoded = tuple[pa.Table, list[tuple[str, str]], int]
 TOO_LONG = "longer than data.max_length"
 
 
 def encode_pairs(
     pairs: Sequence[Pair], tokenizer: Any, contract: ScoringContract, first: int = 0
-) -> tuple[pa.Table, list[tuple[str, str]], int]:
+) -> Encoded:
     """`PAIRS`, (uid, reason) of every pair left out, and how many were cut to fit.
 
     A pair whose answers become identical by truncation teaches nothing and is left out, and so is
@@ -27,63 +29,70 @@ def encode_pairs(
     Args:
         first: number of the first pair; with it tables of several chunks share no uid.
     """
-    rows: dict[str, list[Any]] = {name: [] for name in PAIRS.names}
-    left_out: list[tuple[str, str]] = []
-    truncated = 0
-    for number, pair in enumerate(pairs, start=first):
-        uid = f"{pair.prompt_id}:{number}"
-        try:
-            prompt, sides = conversation_tokens(
-                tokenizer, contract, pair.prompt, (pair.chosen, pair.rejected)
-            )
-        except jinja2.TemplateError as error:
-            left_out.append((uid, _refused(error)))
-            continue
-        fitted = fit_together(contract, prompt, sides)
-        if fitted is None:
-            left_out.append((uid, TOO_LONG))
-            continue
-        cut_prompt, (chosen, rejected) = fitted
+
+    def columns(pair: Pair, prompt: list[int], answers: list[list[int]]) -> dict[str, Any] | str:
+        chosen, rejected = answers
         if chosen == rejected:
-            left_out.append((uid, "identical after truncation"))
-            continue
-        truncated += int((cut_prompt, [chosen, rejected]) != (prompt, sides))
-        rows["uid"].append(uid)
-        rows["prompt_tokens"].append(cut_prompt)
-        rows["chosen_tokens"].append(chosen)
-        rows["rejected_tokens"].append(rejected)
-        rows["margin"].append(pair.margin)
-        rows["smoothing"].append(pair.smoothing)
-    return pa.table(rows, schema=PAIRS), left_out, truncated
+            return "identical after truncation"
+        return {
+            "prompt_tokens": prompt,
+            "chosen_tokens": chosen,
+            "rejected_tokens": rejected,
+            "margin": pair.margin,
+            "smoothing": pair.smoothing,
+        }
+
+    asked = [(pair, (pair.chosen, pair.rejected)) for pair in pairs]
+    return _encode(asked, columns, PAIRS, tokenizer, contract, first)
 
 
 def encode_rated(
     answers: Sequence[Rated], tokenizer: Any, contract: ScoringContract, first: int = 0
-) -> tuple[pa.Table, list[tuple[str, str]], int]:
+) -> Encoded:
     """`RATED`, (uid, reason) of every answer left out, and how many were cut to fit.
 
     What was not graded is NaN. Uids are those of `encode_pairs`.
     """
-    rows: dict[str, list[Any]] = {name: [] for name in RATED.names}
+
+    def columns(rated: Rated, prompt: list[int], answers: list[list[int]]) -> dict[str, Any]:
+        labels = [float("nan") if label is None else label for label in rated.labels]
+        return {"prompt_tokens": prompt, "answer_tokens": answers[0], "labels": labels}
+
+    asked = [(rated, (rated.answer,)) for rated in answers]
+    return _encode(asked, columns, RATED, tokenizer, contract, first)
+
+
+def _encode(
+    asked: Sequence[tuple[Any, Sequence[Answer]]],
+    columns: Callable[[Any, list[int], list[list[int]]], dict[str, Any] | str],
+    schema: pa.Schema,
+    tokenizer: Any,
+    contract: ScoringContract,
+    first: int,
+) -> Encoded:
+    """One row for each of `asked`, an item and its answers, but where there is a reason against.
+
+    Args:
+        columns: (item, prompt, answers), cut to fit -> the row's columns, or why there is none.
+    """
+    rows: list[dict[str, Any]] = []
     left_out: list[tuple[str, str]] = []
     truncated = 0
-    for number, rated in enumerate(answers, start=first):
-        uid = f"{rated.prompt_id}:{number}"
+    for number, (item, answers) in enumerate(asked, start=first):
+        uid = f"{item.prompt_id}:{number}"
         try:
-            prompt, sides = conversation_tokens(tokenizer, contract, rated.prompt, (rated.answer,))
+            whole = conversation_tokens(tokenizer, contract, item.prompt, answers)
         except jinja2.TemplateError as error:
-            left_out.append((uid, _refused(error)))
+            left_out.append((uid, f"refused by the chat template: {error}"))
             continue
-        fitted = fit_together(contract, prompt, sides)
-        if fitted is None:
-            left_out.append((uid, TOO_LONG))
+        fitted = fit_together(contract, *whole)
+        made = TOO_LONG if fitted is None else columns(item, *fitted)
+        if isinstance(made, str):
+            left_out.append((uid, made))
             continue
-        truncated += int(fitted != (prompt, sides))
-        rows["uid"].append(uid)
-        rows["prompt_tokens"].append(fitted[0])
-        rows["answer_tokens"].append(fitted[1][0])
-        rows["labels"].append([float("nan") if x is None else x for x in rated.labels])
-    return pa.table(rows, schema=RATED), left_out, truncated
+        truncated += int(fitted != whole)
+        rows.append({"uid": uid, **made})
+    return pa.Table.from_pylist(rows, schema), left_out, truncated
 
 
 def conversation_tokens(
@@ -151,7 +160,3 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens both begin with."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
-
-
-def _refused(error: Exception) -> str:
-    return f"refused by the chat template: {error}"

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from grm_ray.config.load import ConfigError
-from grm_ray.config.schema import PairData, Source
+from grm_ray.config.reward_model import PairData
+from grm_ray.config.schema import Source
 from grm_ray.data import selection, sources
 from grm_ray.data.records import Pair, Rated
 from grm_ray.data.sources import Quarantine

@@ -16,7 +16,8 @@ import numpy as np
 
 from grm_ray.config.judging import CurateJob
 from grm_ray.config.load import ConfigError, validate
-from grm_ray.config.schema import PairData, RewardModelJob, Source
+from grm_ray.config.reward_model import PairData, RewardModelJob
+from grm_ray.config.schema import Source
 from grm_ray.data import curate, survey
 from grm_ray.data.records import Pair
 from grm_ray.data.sources import Quarantine

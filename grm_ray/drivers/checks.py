@@ -10,7 +10,9 @@ from pathlib import Path
 from grm_ray.config import registry
 from grm_ray.config.judging import CurateJob, EvaluateJob, JudgeWorkers, Scoring, StudyJob
 from grm_ray.config.load import ConfigError
-from grm_ray.config.schema import Job, Model, PpoJob, RewardModelJob, Source, Workers
+from grm_ray.config.ppo import PpoJob
+from grm_ray.config.reward_model import RewardModelJob
+from grm_ray.config.schema import Job, Model, Source, Workers
 from grm_ray.data import sources
 from grm_ray.data.chat import ScoringContract
 from grm_ray.models import backbone

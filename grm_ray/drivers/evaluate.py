@@ -15,6 +15,7 @@ from grm_ray.data.files import digest
 from grm_ray.data.sources import Quarantine, contests
 from grm_ray.drivers import judging, scoring
 from grm_ray.drivers.checks import check, roles
+from grm_ray.drivers.job_key import precision
 from grm_ray.drivers.run_folder import open_run
 from grm_ray.models.checkpoint import model_identity
 from grm_ray.reporting.evaluation import write_evaluation
@@ -126,7 +127,7 @@ def _score(pool: Any, source: Source, config: EvaluateJob, quarantine: Quarantin
 
 
 def _file(folder: Path, name: str, identity: str, digest: str, config: EvaluateJob) -> Path:
-    dtype = scoring.precision(config.scoring, config.workers)
+    dtype = precision(config.scoring.dtype, config.workers)
     key = scoring.key(identity, config.sets[name], digest, config.seed, dtype)
     return folder / f"{name}-{key}.parquet"
 

@@ -7,7 +7,8 @@ import hashlib
 import json
 from typing import Any
 
-from grm_ray.config.schema import Dtype, RewardModelJob, Source, Workers
+from grm_ray.config.reward_model import RewardModelJob
+from grm_ray.config.schema import Dtype, Source, Workers
 from grm_ray.data import files
 from grm_ray.models.backbone import resolve, resolve_dtype
 from grm_ray.models.checkpoint import model_identity

@@ -316,6 +316,7 @@ def _suite(found: Sequence[Contest], data_format: str) -> dict[str, Any] | None:
             score = suites.reward_bench_2(found)
         elif data_format == "rm_bench":
             score = suites.rm_bench(found)
+            suite["levels"] = {"easy": score.easy, "normal": score.normal, "hard": score.hard}
             suite["matrices"] = {name: table.tolist() for name, table in score.matrices.items()}
         else:
             return None

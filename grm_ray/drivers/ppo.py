@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import ray
 
 from grm_ray.config.load import ConfigError
-from grm_ray.config.schema import PpoJob, Source
+from grm_ray.config.ppo import PpoJob
+from grm_ray.config.schema import Source
 from grm_ray.data import sources
 from grm_ray.data.order import EpochOrder
 from grm_ray.data.packing import by_key, split_by_tokens

@@ -9,7 +9,8 @@ from typing import Any
 
 import ray
 
-from grm_ray.config.schema import PpoJob, Workers
+from grm_ray.config.ppo import PpoJob
+from grm_ray.config.schema import Workers
 from grm_ray.drivers.groups import Group
 from grm_ray.models.checkpoint import local_folder
 from grm_ray.runtime import cluster

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from grm_ray.config.schema import RewardModelJob
+from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.data.order import MixtureOrder
 from grm_ray.data.packing import split_by_tokens
 from grm_ray.drivers.alarms import Alarms

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grm_ray.config.load import ConfigError
-from grm_ray.config.schema import RewardModelJob
+from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.data.packing import split_by_tokens
 from grm_ray.data.sources import Quarantine
 from grm_ray.training.reward_loss import RewardLoss

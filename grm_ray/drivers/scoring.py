@@ -20,7 +20,6 @@ import ray
 from grm_ray.config.judging import Scoring
 from grm_ray.config.schema import Source, Workers
 from grm_ray.data.sources import Contest
-from grm_ray.models.backbone import resolve_dtype
 from grm_ray.runtime import cluster
 from grm_ray.runtime.placement import Bundle
 from grm_ray.runtime.pool import Pool, PoolFailed, Work
@@ -54,16 +53,10 @@ def key(identity: str, source: Source, digest: str, seed: int, dtype: str) -> st
     Args:
         identity: `models.checkpoint.model_identity` of the reward model.
         digest: `data.files.digest` of the source.
-        dtype: what the scorers compute in, see `precision`.
+        dtype: what the scorers compute in, see `job_key.precision`.
     """
     parts = [identity, source.model_dump(mode="json", exclude_defaults=True), digest, seed, dtype]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def precision(scoring: Scoring, workers: Workers) -> str:
-    """What scorers compute in, as far as the driver can tell: "auto" is theirs to resolve."""
-    on_gpu = scoring.dtype == "auto" and workers.gpus > 0
-    return "auto on a GPU" if on_gpu else resolve_dtype(scoring.dtype)
 
 
 def without_refused(tables: Mapping[str, pa.Table]) -> tuple[dict[str, pa.Table], int]:

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from grm_ray.config.judging import StudyJob
 from grm_ray.config.load import ConfigError, apply, dump, validate
-from grm_ray.config.schema import RewardModelJob
+from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.data import sources
 from grm_ray.data.sources import Quarantine
 from grm_ray.drivers import judging, scoring, subjobs

@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 
 from grm_ray.config.judging import EvaluateJob, JudgeWorkers, Scoring
 from grm_ray.config.load import ConfigError, dump
-from grm_ray.config.schema import Job, RewardModelJob, Source
+from grm_ray.config.reward_model import RewardModelJob
+from grm_ray.config.schema import Job, Source
 from grm_ray.drivers.evaluate import RESULT
 from grm_ray.drivers.reward_model import DONE
 from grm_ray.drivers.run_folder import hold

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from grm_ray import __version__
+from grm_ray.reporting import evaluation_details as details
 from grm_ray.reporting import evaluation_tables as tables
+from grm_ray.reporting.document import document, put
+from grm_ray.reporting.evaluation_figures import Result, Section
 from grm_ray.reporting.evaluation_plots import accuracy_plot, keys, reliability_plot, standalone
-from grm_ray.reporting.evaluation_tables import Result, Section
 from grm_ray.reporting.samples import clean
-from grm_ray.reporting.style import CSS
 from grm_ray.reporting.tables import plain, shortened
 
-# Belt and braces: should a text ever get past the escaping, a browser still runs nothing of it.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _EYEBROW = "Evaluation of reward models"
 _FOOTER = "Made by grm_ray {} from {}.json."
 _POINT = " Point at a chart to read its values."
@@ -37,10 +35,10 @@ def write_evaluation(result: Result, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     plot = accuracy_plot(result)
     if plot:
-        _write(folder / _PICTURE, standalone(plot))
-    _write(folder / "evaluation.md", markdown(result, bool(plot)))
+        put(folder / _PICTURE, standalone(plot))
+    put(folder / "evaluation.md", markdown(result, bool(plot)))
     path = folder / "report.html"
-    _write(path, html(result, plot))
+    put(path, html(result, plot))
     return path
 
 
@@ -58,13 +56,7 @@ def html(result: Result, plot: str) -> str:
         _details(result),
         f"<footer>{clean(_footer(result) + _POINT)}</footer>",
     ]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f"<title>{clean(title)}</title><style>{CSS}</style></head>"
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
-    )
+    return document(title, parts)
 
 
 def markdown(result: Result, plot: bool = True) -> str:
@@ -77,7 +69,7 @@ def markdown(result: Result, plot: bool = True) -> str:
         *_section_lines(first),
         f"![Accuracy of each model on each set]({_PICTURE})" if plot else "",
     ]
-    for section in [*others, *tables.subsets(result)]:
+    for section in [*others, *details.subsets(result)]:
         parts += _section_lines(section)
     parts.append(plain(_footer(result)))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -88,8 +80,8 @@ def _sections(result: Result) -> list[Section]:
         tables.accuracy(result),
         tables.differences(result),
         tables.repetitions(result),
-        tables.benchmarks(result),
-        tables.several_answers(result),
+        details.benchmarks(result),
+        details.several_answers(result),
         tables.biases(result),
         tables.origins(result),
     ]
@@ -117,7 +109,7 @@ def _section_lines(section: Section) -> list[str]:
 
 
 def _details(result: Result) -> str:
-    parts = [_reliability(result), *(_section(section) for section in tables.subsets(result))]
+    parts = [_reliability(result), *(_section(section) for section in details.subsets(result))]
     return f"<h2>Details</h2>{''.join(parts)}" if any(parts) else ""
 
 
@@ -138,10 +130,3 @@ def _reliability(result: Result) -> str:
 
 def _footer(result: Result) -> str:
     return _FOOTER.format(__version__, "study" if "repetitions" in result else "evaluation")
-
-
-def _write(path: Path, text: str) -> None:
-    # Written beside and moved: who reads it never sees half a file.
-    beside = path.with_name(f"{path.name}.new")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)

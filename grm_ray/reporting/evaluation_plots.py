@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from grm_ray.reporting.evaluation_tables import LONGER, Result, at, share
+from grm_ray.reporting.evaluation_figures import LONGER, Result, at, share
 from grm_ray.reporting.frame import HEIGHT, WIDTH, Frame, span
 from grm_ray.reporting.numbers import tick_labels, ticks
 from grm_ray.reporting.samples import clean

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
+from grm_ray.reporting.evaluation_figures import (
+    LONGER,
+    Result,
+    Section,
+    at,
+    grouped,
+    points,
+    share,
+    sizes,
+)
 from grm_ray.reporting.tables import NOTHING, Figure, Table, finite, fixed, shortened
 
-Result = dict[str, Any]
-SUITES = {
-    "reward_bench": "RewardBench",
-    "reward_bench_2": "RewardBench 2",
-    "rm_bench": "RM-Bench",
-}
-LONGER = "the longer answer wins"
 # More models than this get no sentence of their own: the table says it in less room.
 _SENTENCES = 4
 _ACCURACY = (
@@ -25,25 +26,6 @@ _ACCURACY = (
 _OVER_PROMPTS = (
     "Intervals are bootstrapped over prompts, since contests of one prompt resemble each other."
 )
-
-
-@dataclass(frozen=True)
-class Section:
-    """Tables under a title, and what their figures mean; `folded` hides them behind the title."""
-
-    title: str
-    about: str
-    tables: Sequence[Table]
-    folded: bool = False
-
-
-def at(result: Any, *keys: str) -> Any:
-    """`result[keys[0]][keys[1]]...`, None where a step is missing."""
-    for key in keys:
-        if not isinstance(result, dict):
-            return None
-        result = result.get(key)
-    return result
 
 
 def coverage(result: Result) -> str:
@@ -106,7 +88,7 @@ def accuracy(result: Result) -> Section:
         for model in result["models"]
     ]
     rows.append([LONGER, *(share(at(s, "longer_wins", "accuracy")) for s in sets.values())])
-    rows.append(["contests / prompts", *(_sizes(s) for s in sets.values())])
+    rows.append(["contests / prompts", *(sizes(s) for s in sets.values())])
     about = _ACCURACY + coverage(result)
     tests = sum(_tested(result, name, model) for name in sets for model in result["models"])
     if tests:
@@ -120,10 +102,10 @@ def accuracy(result: Result) -> Section:
 
 def differences(result: Result) -> Section | None:
     """The paired gain of each model over the baseline, and what gain would have shown."""
-    rows = _grouped(
+    rows = grouped(
         result,
         lambda found: [
-            _points(at(found, "versus", "difference")),
+            points(at(found, "versus", "difference")),
             fixed(at(found, "versus", "detectable"), 1, 100),
             # Of several answers it is a mean square, and no share that one could read.
             NOTHING
@@ -157,7 +139,7 @@ def repetitions(result: Result) -> Section | None:
     choices = at(result, "repetitions", "choices") or []
     if len(choices) < 2:
         return None
-    rows = _grouped(
+    rows = grouped(
         result,
         lambda found: [
             *(fixed(value, 1, 100) for value in at(found, "accuracy", "each")),
@@ -189,7 +171,7 @@ def biases(result: Result) -> Section:
             fixed(at(found, "calibration", "ece"), 3),
         ]
 
-    rows = [row for name in result["sets"] for row in _grouped(result, figures(name), only=name)]
+    rows = [row for name in result["sets"] for row in grouped(result, figures(name), only=name)]
     about = (
         "Correlation: of the ranks of score and length among the answers to one prompt; 0 is "
         "blind to length. A model without a bias of its own scores the longer answer higher about "
@@ -210,75 +192,11 @@ def biases(result: Result) -> Section:
     return Section("Length bias, ties and calibration", about, [Table(head, rows, names=2)])
 
 
-def benchmarks(result: Result) -> Section | None:
-    """The averages of the benchmarks' own, with what is missing for them."""
-    tables: list[Table] = []
-    for name in result["sets"]:
-        suites = {m: s for m in result["models"] if (s := at(result, "results", name, m, "suite"))}
-        if suites:
-            tables += _suite(name, suites)
-    if not tables:
-        return None
-    about = (
-        "In %, each part weighted as the benchmark weights it. Where parts are missing the score "
-        "is over the rest, and stands beside no published one."
-    )
-    return Section("Benchmark scores", about, tables)
-
-
-def several_answers(result: Result) -> Section | None:
-    """Strict accuracy and mean reciprocal rank of sets with more than two answers a prompt."""
-    rows = _grouped(
-        result,
-        lambda found: [
-            share(at(found, "one_to_many", "strict")),
-            share(at(found, "one_to_many", "ties_pass")),
-            interval(at(found, "one_to_many", "mrr"), 3),
-        ],
-        lambda found: found.get("one_to_many") is not None,
-    )
-    if not rows:
-        return None
-    about = (
-        "Strict: the share of contests in which every chosen answer scores higher than every "
-        "rejected one. MRR is the mean of 1 / rank of the best chosen answer; 1 is best."
-    )
-    head = ["set", "model", "strict, %", "with ties let pass, %", "MRR"]
-    return Section("One against many", about, [Table(head, rows, names=2)])
-
-
-def subsets(result: Result) -> list[Section]:
-    """Accuracy by subset, of every set that has more than one."""
-    found = []
-    for name, of_set in result["sets"].items():
-        names: Result = {}
-        for model in result["models"]:
-            names |= at(result, "results", name, model, "subsets") or {}
-        if len(names) < 2:
-            continue
-        rows: list[list[str | Figure]] = [
-            [
-                subset or "(none)",
-                *(
-                    share(at(result, "results", name, model, "subsets", subset, "accuracy"))
-                    for model in result["models"]
-                ),
-                share(at(of_set, "longer_wins", "subsets", subset)),
-                _sizes(at(names, subset, "accuracy")),
-            ]
-            for subset in names
-        ]
-        head = ["subset", *result["models"], LONGER, "contests / prompts"]
-        title = f"Subsets of {name}"
-        found.append(Section(title, "Accuracy in %, as above.", [Table(head, rows)], folded=True))
-    return found
-
-
 def origins(result: Result) -> Section:
     """What was judged, on which data, and what was left out of it."""
     models: list[list[str | Figure]] = [[m, _what(d, result)] for m, d in result["models"].items()]
     sets: list[list[str | Figure]] = [
-        [name, str(s.get("format", NOTHING)), str(s.get("path", NOTHING)), _sizes(s)]
+        [name, str(s.get("format", NOTHING)), str(s.get("path", NOTHING)), sizes(s)]
         for name, s in result["sets"].items()
     ]
     tables = [
@@ -310,94 +228,6 @@ def origins(result: Result) -> Section:
     return Section("Models and data", about, tables)
 
 
-def interval(found: Any, digits: int, factor: float = 1, sign: str = "") -> Figure:
-    """A mean with its bounds, which are left out where there are none."""
-    low, high = (fixed(at(found, key), digits, factor) for key in ("low", "high"))
-    dash = " to " if low.startswith("−") else "–"
-    more = "" if NOTHING in (low, high) else f"{low}{dash}{high}"
-    return Figure(fixed(at(found, "mean"), digits, factor), more, sign)
-
-
-def share(found: Any, sign: str = "") -> Figure:
-    """`interval` of a share, in percent."""
-    return interval(found, 1, 100, sign)
-
-
-def _points(found: Any) -> Figure:
-    low, high = (fixed(at(found, key), 1, 100, plus=True) for key in ("low", "high"))
-    more = "" if NOTHING in (low, high) else f"{low} to {high}"
-    return Figure(fixed(at(found, "mean"), 1, 100, plus=True), more)
-
-
-def _grouped(
-    result: Result,
-    figures: Callable[[Result], list[str | Figure]],
-    wanted: Callable[[Result], bool] = bool,
-    only: str | None = None,
-) -> list[list[str | Figure]]:
-    """Rows of set, model and `figures`; the set is named where its rows begin."""
-    rows: list[list[str | Figure]] = []
-    for name in result["sets"] if only is None else [only]:
-        shown = name
-        for model in result["models"]:
-            found = at(result, "results", name, model)
-            if found is not None and wanted(found):
-                rows.append([shown, model, *figures(found)])
-                shown = ""
-    return rows
-
-
-def _suite(name: str, suites: dict[str, Result]) -> list[Table]:
-    first = next(iter(suites.values()))
-    title = f"{SUITES.get(first['name'], first['name'])}: {name}"
-    cannot = [[model, str(s["cannot"])] for model, s in suites.items() if "cannot" in s]
-    suites = {model: suite for model, suite in suites.items() if "cannot" not in suite}
-    if not suites and len({reason for _, reason in cannot}) == 1:
-        cannot = [["every model", cannot[0][1]]]
-    tables = [Table(["model", "no score, because"], cannot, title, names=2, prose=True)]
-    return tables[: len(cannot)] + ([_scores(title, suites)] if suites else [])
-
-
-def _scores(title: str, suites: dict[str, Result]) -> Table:
-    sections = list(dict.fromkeys(k for s in suites.values() for k in s.get("sections", {})))
-    missing = list(dict.fromkeys(k for s in suites.values() for k in s.get("missing", [])))
-    note = f"Missing: {', '.join(missing)}." if missing else ""
-    levels = ["easy", "normal", "hard"] if any(s.get("matrices") for s in suites.values()) else []
-    rows: list[list[str | Figure]] = []
-    for model, suite in suites.items():
-        by_level = _levels(suite.get("matrices") or {})
-        rows.append(
-            [
-                model,
-                fixed(suite.get("score"), 1, 100),
-                *(fixed(by_level.get(level), 1, 100) for level in levels),
-                *(fixed(at(suite, "sections", section), 1, 100) for section in sections),
-            ]
-        )
-    return Table(["model", "score", *levels, *sections], rows, title, note=note)
-
-
-def _levels(matrices: dict[str, list[list[float]]]) -> dict[str, float]:
-    """RM-Bench's easy, normal and hard: below, on and above the diagonal, the mean of domains."""
-    where: dict[str, Callable[[int, int], bool]] = {
-        "easy": lambda i, j: i > j,
-        "normal": lambda i, j: i == j,
-        "hard": lambda i, j: i < j,
-    }
-    found = {}
-    for level, wanted in where.items():
-        values = [
-            value
-            for table in matrices.values()
-            for i, row in enumerate(table)
-            for j, value in enumerate(row)
-            if wanted(i, j)
-        ]
-        if values:
-            found[level] = sum(values) / len(values)
-    return found
-
-
 def _sign(result: Result, name: str, model: str) -> str:
     """Whether the paired difference to the baseline leaves out 0."""
     found = at(result, "results", name, model, "versus", "difference")
@@ -416,11 +246,6 @@ def _some(count: int, of: int) -> str:
     if of == 1:
         return "the one set" if count else "no set"
     return f"all {of} sets" if count == of else f"{count or 'none'} of {of} sets"
-
-
-def _sizes(found: Any) -> str:
-    sizes = [at(found, "contests"), at(found, "prompts")]
-    return " / ".join(NOTHING if size is None else f"{size:,}" for size in sizes)
 
 
 def _ties(found: Result) -> str:

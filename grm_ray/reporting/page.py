@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import datetime
-import os
 from html import escape
 from pathlib import Path
 
 from grm_ray import __version__
 from grm_ray.reporting.curves import Chart, charts, more_charts, time_section
+from grm_ray.reporting.document import document, put
 from grm_ray.reporting.headline import Card, cards, verdict
 from grm_ray.reporting.run import Run, read_run
 from grm_ray.reporting.samples import clean, conversations, pair
-from grm_ray.reporting.style import CSS
 
-# Belt and braces: should a text ever get past the escaping, a browser still runs nothing of it.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _FOOTER = (
     "<footer>Made by grm_ray {} from the files of this run folder. "
     "Point at a chart to read its values.</footer>"
@@ -36,10 +33,7 @@ def write_report(run_dir: Path) -> Path:
         raise ValueError(f"{run_dir}: no such folder; a run lives in runs/<name>")
     page = render(read_run(run_dir))
     path = run_dir / "report.html"
-    # Written beside and moved: a browser that reloads never sees half a page.
-    beside = path.with_suffix(".html.new")
-    beside.write_text(page, encoding="utf-8")
-    os.replace(beside, path)
+    put(path, page)
     return path
 
 
@@ -60,13 +54,7 @@ def render(run: Run) -> str:
         _configuration(run),
         _FOOTER.format(escape(__version__)),
     ]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f"<title>{clean(title)}</title><style>{CSS}</style></head>"
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
-    )
+    return document(title, parts)
 
 
 def _subtitle(run: Run) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from grm_ray.config.load import ConfigError
 from grm_ray.config.registry import resolve, wants
-from grm_ray.config.schema import PreferenceLoss
+from grm_ray.config.reward_model import PreferenceLoss
 from grm_ray.data.packing import Group, pack
 from grm_ray.objectives.preference import centering, score_l2
 from grm_ray.objectives.regularizers import grm_loss
@@ -95,14 +95,11 @@ class RewardLoss:
         return range(2 * pairs) if both else range(0, 2 * pairs, 2)
 
     def pairs(
-        self, forward: Forward, pairs: Pairs, device: torch.device | str, **more: Any
+        self, forward: Forward, pairs: Pairs, device: torch.device | str
     ) -> dict[str, torch.Tensor]:
-        """Per-pair values `(B,)`, fp32: preference, regularizer, loss, margin of the scores.
-
-        `loss` is `(1 - alpha) * preference + alpha * regularizer`, not reduced.
-        """
+        """Per-pair values `(B,)`, fp32, not reduced: preference, regularizer, margin of scores."""
         wanted = self.logprobs_of(len(pairs.groups))
-        scores, logp = forward(pack(pairs.groups).to(device), wanted, **more)
+        scores, logp = forward(pack(pairs.groups).to(device), wanted)
         return self.of_scores(scores, logp, pairs)
 
     def of_scores(
@@ -124,9 +121,6 @@ class RewardLoss:
             preference = preference + config.score_l2 * score_l2(chosen, rejected)
         regularizer = None if self._regularizer is None else _call(self._regularizer, given)
         return {
-            "loss": grm_loss(
-                preference, regularizer, config.alpha if regularizer is not None else 0.0
-            ),
             "preference": preference,
             "regularizer": torch.zeros_like(preference) if regularizer is None else regularizer,
             "margin": chosen - rejected,

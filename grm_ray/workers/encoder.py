@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from grm_ray.config.schema import PairData
+from grm_ray.config.reward_model import PairData
 from grm_ray.data import survey
 from grm_ray.data.chat import ScoringContract
 from grm_ray.data.encode import encode_pairs, encode_prompts, encode_rated

@@ -11,7 +11,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from grm_ray.config.schema import PpoJob
+from grm_ray.config.ppo import PpoJob
 from grm_ray.data.packing import Group, Packed, group_tokens, micro_batches, pack, share_prompts
 from grm_ray.data.tables import EVALUATIONS, flat, nested, select
 from grm_ray.models.backbone import load_causal_lm, load_tokenizer, resolve_dtype, trained_weights

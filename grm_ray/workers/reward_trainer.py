@@ -11,7 +11,7 @@ import numpy as np
 import ray
 import torch
 
-from grm_ray.config.schema import RewardModelJob
+from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.data.chat import ScoringContract
 from grm_ray.data.packing import group_tokens, micro_batches, pack
 from grm_ray.models.backbone import (

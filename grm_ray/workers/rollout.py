@@ -16,7 +16,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from grm_ray.config.schema import Engine, PpoJob
+from grm_ray.config.ppo import Engine, PpoJob
 from grm_ray.data.tables import ROLLOUTS, flat
 from grm_ray.models.backbone import resolve_dtype
 from grm_ray.runtime import logs, scratch, weight_engine

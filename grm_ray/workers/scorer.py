@@ -92,7 +92,7 @@ class Scorer:
         at: list[int] = []
         for group in by_key(texts["group"].to_pylist()):
             try:
-                sides = list(self._templated(texts.take(pa.array(group))))
+                sides = self._templated(texts.take(pa.array(group)))
             except jinja2.TemplateError:
                 continue
             for same in by_key(tuple(prompt) for prompt, _ in sides):
@@ -112,14 +112,16 @@ class Scorer:
             answer = self._without_stop(answers[answer_at[i] : answer_at[i + 1]].tolist())
             yield prompts[prompt_at[i] : prompt_at[i + 1]].tolist(), self._contract.close(answer)
 
-    def _templated(self, texts: pa.Table) -> Iterator[tuple[list[int], list[int]]]:
-        """Prompt and closed answer of each row, from its text."""
-        columns = (texts["messages"].to_pylist(), texts["response"].to_pylist())
-        for messages, response in zip(*columns, strict=True):
-            prompt, (answer,) = self._contract.tokens(
-                self._tokenizer, json.loads(messages), [response]
+    def _templated(self, texts: pa.Table) -> list[tuple[list[int], list[int]]]:
+        """Prompt and closed answer of each row, from its text; a prompt is tokenised once."""
+        messages, responses = texts["messages"].to_pylist(), texts["response"].to_pylist()
+        found: dict[int, tuple[list[int], list[int]]] = {}
+        for rows in by_key(messages):
+            prompt, answers = self._contract.tokens(
+                self._tokenizer, json.loads(messages[rows[0]]), [responses[i] for i in rows]
             )
-            yield prompt, answer
+            found |= {i: (prompt, answer) for i, answer in zip(rows, answers, strict=True)}
+        return [found[i] for i in range(len(messages))]
 
     def _cut(
         self, prompt: list[int], answers: Sequence[list[int]]

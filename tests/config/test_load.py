@@ -4,7 +4,8 @@ import pytest
 
 from grm_ray.config import registry
 from grm_ray.config.load import ConfigError, dump, load
-from grm_ray.config.schema import PpoJob, RewardModelJob
+from grm_ray.config.ppo import PpoJob
+from grm_ray.config.reward_model import RewardModelJob
 
 RM = """
 name: r

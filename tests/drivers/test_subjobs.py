@@ -10,7 +10,8 @@ import time
 import pytest
 
 from grm_ray.config.load import ConfigError
-from grm_ray.config.schema import Job, RewardModelJob
+from grm_ray.config.reward_model import RewardModelJob
+from grm_ray.config.schema import Job
 from grm_ray.drivers import subjobs
 from tests.conftest import ROOT, started_by
 

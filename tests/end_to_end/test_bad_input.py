@@ -9,7 +9,8 @@ import ray
 import yaml
 
 from grm_ray import command, ppo, rm
-from grm_ray.config.schema import PpoJob, RewardModelJob
+from grm_ray.config.ppo import PpoJob
+from grm_ray.config.reward_model import RewardModelJob
 from tests.end_to_end.conftest import ppo_config, rm_config
 
 

@@ -204,13 +204,9 @@ def test_rm_bench_shows_difficulties_domains_and_what_is_missing(tmp_path):
     tables = {"m": {"rm": scored([True] * 6, sides=(3, 3), subset="chat")}}
     result = judged(tables, {"rm": "rm_bench"})
     suite = result["results"]["rm"]["m"]["suite"]
-    suite["matrices"] = {
-        "chat": [[0.5, 0.1, 0.1], [0.9, 0.5, 0.1], [0.9, 0.9, 0.5]],
-        "code": [[0.7, 0.3, 0.3], [1.0, 0.7, 0.3], [1.0, 1.0, 0.7]],
-    }
+    suite["levels"] = {"easy": 0.95, "normal": 0.6, "hard": 0.2}
     _, markdown, _ = write(result, tmp_path)
     assert "**RM-Bench: rm**" in markdown and "Missing: math, code, safety." in markdown
-    # Hard above the diagonal, easy below: the harder, the lower.
     assert row(markdown, "m", "## Benchmark scores")[2:5] == ["95.0", "60.0", "20.0"]
 
 

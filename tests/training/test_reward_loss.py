@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from grm_ray.config.load import ConfigError
-from grm_ray.config.schema import Head, Model, PreferenceLoss
+from grm_ray.config.reward_model import PreferenceLoss
+from grm_ray.config.schema import Head, Model
 from grm_ray.models.backbone import load_causal_lm
 from grm_ray.models.reward_model import RewardModel
 from grm_ray.training.reward_loss import Pairs, RewardLoss, gradient_ratio
