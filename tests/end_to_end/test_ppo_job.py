@@ -111,6 +111,12 @@ def rows_or_none(path):
         return []
 
 
+def replaced(run):
+    """Workers replaced up to the last finished step; None before one has finished."""
+    steps = rows_or_none(run / "metrics.jsonl")
+    return steps[-1].get("workers_replaced") if steps else None
+
+
 @pytest.mark.timeout(1500)
 def test_killed_workers_are_replaced_within_the_step(tmp_path, tiny_model, tiny_data, reward_model):
     path = ppo_config(
@@ -133,9 +139,12 @@ def test_killed_workers_are_replaced_within_the_step(tmp_path, tiny_model, tiny_
     os.kill(descendants(process, "ray::Scorer")[0].pid, signal.SIGKILL)
     wait_for(lambda: descendants(process, "ray::RolloutWorker.generate"), process)
     os.kill(descendants(process, "ray::RolloutWorker")[0].pid, signal.SIGKILL)
-    # An engine that dies under a living actor counts as a dead worker too.
-    wait_for(lambda: len(rows_or_none(run / "ledger.jsonl")) >= 3, process)
-    os.kill(descendants(process, "VLLM::EngineCore")[0].pid, signal.SIGKILL)
+    # An engine that dies under a living actor counts as a dead worker too. The engine of the
+    # replacement is meant: that of the killed worker may still be on its way out.
+    wait_for(lambda: replaced(run) == 2, process)
+    wait_for(lambda: descendants(process, "ray::RolloutWorker.generate"), process)
+    worker = descendants(process, "ray::RolloutWorker")[0]
+    os.kill(descendants(worker, "VLLM::EngineCore")[0].pid, signal.SIGKILL)
     output = finish(process, timeout=700)
     assert process.returncode == 0, output
     check_ledger(run, 12, 32)
