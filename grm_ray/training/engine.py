@@ -102,6 +102,7 @@ class ZeroEngine:
             betas=config.betas,
             eps=config.eps,
             weight_decay=config.weight_decay,
+            fused=True,  # one pass over the weights; the default on CPUs makes ten
         )
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=self._deepspeed_config(dtype)
