@@ -105,6 +105,8 @@ class RewardModelJob(Job):
     job: Literal["rm"] = "rm"
     model: Model
     head: Head = Head()
+    # Where `model.path` is a reward model, training goes on with its head; true: with a new one.
+    new_head: bool = False
     loss: PreferenceLoss = PreferenceLoss()
     data: PairData
     training: RewardTraining = RewardTraining()

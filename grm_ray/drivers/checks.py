@@ -16,7 +16,14 @@ from grm_ray.config.schema import Job, Model, Source, Workers
 from grm_ray.data import sources
 from grm_ray.data.chat import ScoringContract
 from grm_ray.models import backbone
-from grm_ray.models.checkpoint import check_reward_model, is_ours, is_whole, reward_contract
+from grm_ray.models.checkpoint import (
+    check_reward_model,
+    check_same_head,
+    holds_reward_head,
+    is_ours,
+    is_whole,
+    reward_contract,
+)
 from grm_ray.runtime.placement import Bundle, Node, bundles, fit
 from grm_ray.runtime.tracking import check_backends
 from grm_ray.training.reward_loss import RewardLoss
@@ -106,6 +113,14 @@ def check(config: Job, cluster: list[Node] | None = None, elsewhere: bool = Fals
 def _reward_model(config: RewardModelJob, plan: Plan) -> None:
     loss = RewardLoss(config.loss)
     _model(config.model, plan)
+    folder = Path(backbone.resolve(config.model.path))
+    if not config.new_head and holds_reward_head(folder):
+        check_same_head(folder, config.head)
+        if config.loss.alpha and not check_reward_model(folder)["language_head"]:
+            raise ConfigError(
+                f"model.path: {folder} has no language head, which loss.regularizer needs; set "
+                "loss.alpha: 0"
+            )
     for source in config.data.train:
         _data(source, {"prompt", *config.head.attributes} if loss.regression else PAIR, plan)
     _sets(config.data.eval, plan)

@@ -108,23 +108,75 @@ def load_reward_model(
     folder = local_folder(path)
     meta = check_reward_model(folder)
     contract = reward_contract(folder, trust_remote_code, origin=str(path))
-    if not is_ours(folder):
-        model = foreign.load(folder, dtype, trust_remote_code)
-        return model.eval().requires_grad_(False), contract, meta["fingerprint"]
-    if not is_whole(folder, meta):
+    if is_ours(folder) and not is_whole(folder, meta):
         raise ValueError(
             f"{folder}: weights and scoring contract are not those whose fingerprint {META_FILE} "
             "holds: the folder was copied in part, or changed; copy it again"
         )
-    head = Head(**meta["head"])
     source = Model(path=str(folder), dtype=dtype, trust_remote_code=trust_remote_code)
-    lm = load_causal_lm(source, str(folder), meta["language_head"])
-    if not meta["language_head"]:
-        foreign.silence(lm)
-    model = RewardModel(lm, head)
-    foreign.fill_head(model.head, load_file(folder / HEAD_FILE), str(folder / HEAD_FILE))
-    model.head.to(getattr(torch, resolve_dtype(dtype)))
+    model = _load(folder, source)
     return model.eval().requires_grad_(False), contract, meta["fingerprint"]
+
+
+def start_reward_model(source: Model, path: str, head: Head, new_head: bool) -> RewardModel:
+    """What training starts from: a language model and a new head, or a saved reward model.
+
+    Args:
+        path: folder (or hub id) of `source`; a reward model there brings its head.
+        new_head: a new head although the folder holds one.
+
+    Raises:
+        ValueError: the saved head is of another form than `head`, or does not fit the backbone.
+    """
+    folder = Path(path)
+    if new_head or not holds_reward_head(folder):
+        return RewardModel(load_causal_lm(source, path), head)
+    check_same_head(folder, head)
+    return _load(folder, source, head.dropout)
+
+
+def holds_reward_head(folder: Path) -> bool:
+    """Whether a model folder is a reward model's; no weights are read.
+
+    Raises:
+        ValueError: it holds a head that cannot be read, or a part of one.
+    """
+    return folder.is_dir() and (is_ours(folder) or foreign.holds_head(folder))
+
+
+def check_same_head(folder: Path, head: Head) -> None:
+    """That a saved head can be trained on as `head`; how much dropout it has is free.
+
+    Raises:
+        ValueError: it is of another form.
+    """
+    saved = head_of(folder)
+    form = {"dropout", *(("hidden",) if head.kind == saved.kind == "linear" else ("bias",))}
+    if saved.model_dump(exclude=form) != head.model_dump(exclude=form):
+        unset = Head().model_dump()
+        given = {k: v for k, v in saved.model_dump(exclude={"dropout"}).items() if v != unset[k]}
+        raise ValueError(
+            f"{folder} is a reward model with another head than the config's; write head: "
+            f"{given or 'nothing (the default)'}, or new_head: true to begin with a new one"
+        )
+
+
+def _load(folder: Path, source: Model, dropout: float | None = None) -> RewardModel:
+    """The reward model in `folder`, head included, in the dtype of `source`."""
+    meta = check_reward_model(folder)
+    if not is_ours(folder):
+        model = foreign.load(folder, source, dropout)
+    else:
+        head = Head(**meta["head"])
+        if dropout is not None:
+            head = head.model_copy(update={"dropout": dropout})
+        lm = load_causal_lm(source, str(folder), meta["language_head"])
+        if not meta["language_head"]:
+            foreign.silence(lm)
+        model = RewardModel(lm, head)
+        foreign.fill_head(model.head, load_file(folder / HEAD_FILE), str(folder / HEAD_FILE))
+    model.head.to(getattr(torch, resolve_dtype(source.dtype)))
+    return model
 
 
 def reward_contract(

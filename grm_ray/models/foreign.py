@@ -23,9 +23,9 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from grm_ray.config.schema import Dtype, Head, Model
+from grm_ray.config.schema import Head, Model
 from grm_ray.data.chat import FILE, ScoringContract
-from grm_ray.models.backbone import load_causal_lm, load_tokenizer, resolve_dtype
+from grm_ray.models.backbone import load_causal_lm, load_tokenizer, unwrap
 from grm_ray.models.heads import ScalarHead
 from grm_ray.models.reward_model import RewardModel
 
@@ -72,26 +72,34 @@ def describe(folder: Path) -> Layout:
     return layout
 
 
-def load(folder: Path, dtype: Dtype, trust_remote_code: bool = False) -> RewardModel:
+def holds_head(folder: Path) -> bool:
+    """Whether a folder's weight files hold tensors of a reward head."""
+    return bool(list(folder.glob("*.safetensors"))) and bool(_head_shapes(folder))
+
+
+def load(folder: Path, source: Model, dropout: float | None = None) -> RewardModel:
     """The reward model in `folder`, in a layout of `describe`.
+
+    Args:
+        source: dtype, adapter and checkpointing of its backbone.
+        dropout: of the head; None: what the layout has.
 
     Raises:
         ValueError: a tensor of head or backbone is missing or left over, or the model is of a kind
             that cannot be scored here.
     """
     layout = describe(folder)
-    source = Model(path=str(folder), dtype=dtype, trust_remote_code=trust_remote_code)
     lm = load_causal_lm(source, str(folder), layout.language_head, layout.tensors)
     if not layout.language_head:
         silence(lm)
-    model = RewardModel(lm, layout.head)
+    head = layout.head if dropout is None else layout.head.model_copy(update={"dropout": dropout})
+    model = RewardModel(lm, head)
     tensors = {}
     for path in _weight_files(folder):
         with safe_open(path, "pt") as file:
             for name in set(file.keys()) & set(layout.tensors):
                 tensors[layout.tensors[name]] = file.get_tensor(name)
     fill_head(model.head, tensors, str(folder))
-    model.head.to(getattr(torch, resolve_dtype(dtype)))
     return model
 
 
@@ -162,14 +170,13 @@ class NoLanguageHead(nn.Module):
 
 def silence(lm: nn.Module) -> None:
     """Take the language head, of random weights, out of a classifier's backbone."""
-    lm.set_output_embeddings(NoLanguageHead())
+    unwrap(lm).set_output_embeddings(NoLanguageHead())
     lm.config.tie_word_embeddings = False
 
 
 def speaks(lm: nn.Module) -> bool:
     """Whether `lm` has a language head."""
-    base = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
-    return not isinstance(base.get_output_embeddings(), NoLanguageHead)
+    return not isinstance(unwrap(lm).get_output_embeddings(), NoLanguageHead)
 
 
 def _config(folder: Path) -> dict[str, Any]:

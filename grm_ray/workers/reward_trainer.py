@@ -14,16 +14,9 @@ import torch
 from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.data.chat import ScoringContract
 from grm_ray.data.packing import group_tokens, micro_batches, pack
-from grm_ray.models.backbone import (
-    adapter_off,
-    is_lora,
-    load_causal_lm,
-    load_tokenizer,
-    resolve_dtype,
-)
+from grm_ray.models.backbone import adapter_off, is_lora, load_tokenizer, resolve_dtype
 from grm_ray.models.card import model_card
-from grm_ray.models.checkpoint import save_reward_model
-from grm_ray.models.reward_model import RewardModel
+from grm_ray.models.checkpoint import save_reward_model, start_reward_model
 from grm_ray.objectives.preference import regression
 from grm_ray.runtime import logs
 from grm_ray.training.engine import ZeroEngine, address, join_group
@@ -56,10 +49,9 @@ class RewardTrainer:
         join_group(self._rank, self._world, *meeting)
         torch.manual_seed(config.seed)  # equal heads and adapters on every rank
         np.random.seed(config.seed)
-        lm = load_causal_lm(config.model, self._path)
+        self._model = start_reward_model(config.model, self._path, config.head, config.new_head)
         if config.model.frozen:
-            lm.requires_grad_(False)
-        self._model = RewardModel(lm, config.head)
+            self._model.lm.requires_grad_(False)
         self._tokenizer = load_tokenizer(self._path, config.model.trust_remote_code)
         self._contract = ScoringContract.of(
             self._tokenizer, config.data.max_length, config.data.truncation

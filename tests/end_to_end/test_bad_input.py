@@ -7,11 +7,16 @@ import sys
 import pytest
 import ray
 import yaml
+from transformers import AutoTokenizer
 
 from grm_ray import command, ppo, rm
 from grm_ray.config.ppo import PpoJob
 from grm_ray.config.reward_model import RewardModelJob
+from grm_ray.config.schema import Head
+from grm_ray.data.chat import ScoringContract
+from grm_ray.models.checkpoint import save_reward_model
 from tests.end_to_end.conftest import ppo_config, rm_config
+from tests.models.scoring import reward_model
 
 
 @pytest.fixture
@@ -90,6 +95,25 @@ def test_a_reward_model_that_is_not_there(run, tmp_path, tiny_model, tiny_data):
 def test_a_policy_in_place_of_a_reward_model(run, tmp_path, tiny_model, tiny_data):
     path = ppo_config(tmp_path, tiny_model, tiny_data, tiny_model)
     refused(run(ppo, "--config", path), str(tiny_model))
+
+
+def test_a_saved_head_of_another_form(run, tmp_path, tiny_model, tiny_data):
+    folder = saved_reward_model(tiny_model, tmp_path / "model")
+    path = rm_config(
+        tmp_path,
+        tiny_model,
+        tiny_data,
+        model={"path": str(folder), "dtype": "float32"},
+        head={"kind": "mlp"},
+    )
+    refused(run(rm, "--config", path), str(folder), "another head", "new_head: true")
+
+
+def saved_reward_model(path, folder):
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    contract = ScoringContract.of(tokenizer, 128, "left")
+    save_reward_model(reward_model(path, Head()), Head(), tokenizer, contract, folder, "")
+    return folder
 
 
 def test_nothing_to_resume(run, config):

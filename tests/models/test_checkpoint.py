@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grm_ray.config.schema import Head, Lora
+from grm_ray.config.schema import Head, Lora, Model
 from grm_ray.data.chat import ScoringContract
 from grm_ray.models.checkpoint import (
     ADAPTER,
@@ -18,10 +18,12 @@ from grm_ray.models.checkpoint import (
     META_FILE,
     _fingerprint,
     check_reward_model,
+    check_same_head,
     load_reward_model,
     reward_contract,
     save_causal_lm,
     save_reward_model,
+    start_reward_model,
 )
 from grm_ray.models.reward_model import RewardModel
 from tests.models.scoring import packed_scores, reward_model
@@ -79,6 +81,40 @@ def test_every_head_comes_back(tiny_model, tokenizer, tmp_path, head):
     }
     scores = packed_scores(model, tokenizer, contract)
     np.testing.assert_array_equal(packed_scores(loaded, tokenizer, contract), scores)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=4)], ids=["all weights", "lora"])
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_training_goes_on_with_a_saved_head(tiny_model, tokenizer, tmp_path, head, lora):
+    contract = ScoringContract.of(tokenizer, 512, "left")
+    model = reward_model(tiny_model, head)
+    folder = tmp_path / "model"
+    save_reward_model(model, head, tokenizer, contract, folder, "")
+    source = Model(path=str(folder), dtype="float32", lora=lora)
+    other_dropout = head.model_copy(update={"dropout": 0.25})
+    begun = start_reward_model(source, str(folder), other_dropout, new_head=False)
+    assert begun.head.dropout.p == 0.25
+    assert all(parameter.requires_grad for parameter in begun.head.parameters())
+    assert any(parameter.requires_grad for parameter in begun.lm.parameters())
+    scores = packed_scores(model.eval(), tokenizer, contract)
+    np.testing.assert_allclose(packed_scores(begun.eval(), tokenizer, contract), scores, atol=1e-6)
+    fresh = start_reward_model(source, str(folder), Head(), new_head=True).eval()
+    assert np.abs(packed_scores(fresh, tokenizer, contract) - scores).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (Head(kind="mlp", hidden=32), "write head: nothing"),
+        (Head(bias=True), "write head: nothing"),
+        (Head(attributes=["a"], weights=[1.0]), "new_head: true"),
+    ],
+    ids=["mlp", "bias", "attributes"],
+)
+def test_a_saved_head_of_another_form_is_refused(saved, other, said):
+    check_same_head(saved, Head(hidden=77, dropout=0.5))  # neither is a linear head's form
+    with pytest.raises(ValueError, match=said):
+        start_reward_model(Model(path=str(saved)), str(saved), other, new_head=False)
 
 
 def test_a_head_tensor_that_is_missing_or_left_over_is_named(saved):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from grm_ray.config.schema import Head
+from grm_ray.config.schema import Head, Lora, Model
 from grm_ray.data.chat import ScoringContract
 from grm_ray.data.packing import pack
 from grm_ray.models import foreign
@@ -19,6 +19,7 @@ from grm_ray.models.checkpoint import (
     load_reward_model,
     reward_contract,
     save_reward_model,
+    start_reward_model,
 )
 from grm_ray.models.reward_model import answer_logprobs
 from tests.models.scoring import conversations, packed_scores
@@ -168,6 +169,25 @@ def test_a_bias_of_the_score_is_read(classifier, tokenizer):
     edit(folder, score__bias=torch.tensor([2.5]))
     model, contract, _ = load_reward_model(folder, "float32")
     np.testing.assert_allclose(packed_scores(model, tokenizer, contract), plain + 2.5, atol=1e-5)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=4)], ids=["all weights", "lora"])
+def test_training_goes_on_from_a_foreign_reward_model(authors, classifier, tokenizer, lora):
+    for folder, head in (
+        (classifier()[0], Head()),
+        (authors()[0], Head(kind="mlp", hidden=24)),
+    ):
+        wanted = load_reward_model(folder, "float32")[0]
+        source = Model(path=str(folder), dtype="float32", lora=lora)
+        begun = start_reward_model(source, str(folder), head, new_head=False)
+        assert any(parameter.requires_grad for parameter in begun.lm.parameters())
+        assert foreign.speaks(begun.lm) == foreign.speaks(wanted.lm)
+        contract = reward_contract(folder)
+        np.testing.assert_allclose(
+            packed_scores(begun.eval(), tokenizer, contract),
+            packed_scores(wanted, tokenizer, contract),
+            atol=1e-5,
+        )
 
 
 def test_the_authors_classifiers_read_bos_twice_others_once(classifier):
