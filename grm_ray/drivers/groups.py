@@ -7,6 +7,8 @@ from typing import Any
 
 import ray
 
+from grm_ray.config.load import ConfigError
+
 
 class RankFailed(RuntimeError):
     """A training rank died or failed; the run can be resumed from its last checkpoint."""
@@ -41,6 +43,7 @@ class Group:
         """Results of one call a rank; the first failure ends the wait for all.
 
         Raises:
+            ConfigError: a rank found that the config cannot work.
             RankFailed: with the cause; other ranks may hang in a collective and are not waited for.
         """
         pending = list(refs)
@@ -55,6 +58,10 @@ class Group:
     def _get(ref: Any) -> Any:
         try:
             return ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ConfigError):  # seen only when the model was loaded
+                raise ConfigError(str(error.cause)) from error
+            raise RankFailed(f"a training rank failed: {error}") from error
         except ray.exceptions.RayError as error:
             raise RankFailed(f"a training rank failed: {error}") from error
 

@@ -191,25 +191,30 @@ def packs(lm: nn.Module) -> bool:
 
 
 def apply_lora(lm: nn.Module, lora: Lora) -> nn.Module:
-    """`lm` as a PEFT model with one trainable adapter; everything else frozen."""
+    """`lm` as a PEFT model with one trainable adapter; everything else frozen.
+
+    Raises:
+        ConfigError: `lora.targets` names no linear layer of the model.
+    """
     from peft import LoraConfig, get_peft_model
 
     layers = lm.config.num_hidden_layers
-    return get_peft_model(
-        lm,
-        LoraConfig(
-            task_type="CAUSAL_LM",
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=lora.targets,
-            layers_to_transform=None
-            if lora.last_layers is None
-            else list(range(max(0, layers - lora.last_layers), layers)),
-        ),
-        # PEFT would keep adapters in fp32; DeepSpeed's bf16 casts every parameter anyway.
-        autocast_adapter_dtype=False,
+    adapter = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        layers_to_transform=None
+        if lora.last_layers is None
+        else list(range(max(0, layers - lora.last_layers), layers)),
     )
+    try:
+        # PEFT would keep adapters in fp32; DeepSpeed's bf16 casts every parameter anyway.
+        return get_peft_model(lm, adapter, autocast_adapter_dtype=False)
+    except ValueError as error:  # no module, or not a linear one, behind the targets
+        said = " ".join(str(error).split())[:300]
+        raise ConfigError(f"lora.targets: {lora.targets} does not fit the model ({said})") from None
 
 
 def is_lora(lm: nn.Module) -> bool:

@@ -39,6 +39,16 @@ def config(tmp_path, tiny_model, tiny_data):
     return rm_config(tmp_path, tiny_model, tiny_data)
 
 
+@pytest.fixture
+def saved(tmp_path, tiny_model):
+    """A reward model's folder. Asked for before `run`: loading draws progress bars."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    contract = ScoringContract.of(tokenizer, 128, "left")
+    model, folder = reward_model(tiny_model, Head()), tmp_path / "saved"
+    save_reward_model(model, Head(), tokenizer, contract, folder, "")
+    return folder
+
+
 def refused(answer, *parts):
     code, message = answer
     assert code == 2, message
@@ -97,23 +107,15 @@ def test_a_policy_in_place_of_a_reward_model(run, tmp_path, tiny_model, tiny_dat
     refused(run(ppo, "--config", path), str(tiny_model))
 
 
-def test_a_saved_head_of_another_form(run, tmp_path, tiny_model, tiny_data):
-    folder = saved_reward_model(tiny_model, tmp_path / "model")
+def test_a_saved_head_of_another_form(saved, run, tmp_path, tiny_model, tiny_data):
     path = rm_config(
         tmp_path,
         tiny_model,
         tiny_data,
-        model={"path": str(folder), "dtype": "float32"},
+        model={"path": str(saved), "dtype": "float32"},
         head={"kind": "mlp"},
     )
-    refused(run(rm, "--config", path), str(folder), "another head", "new_head: true")
-
-
-def saved_reward_model(path, folder):
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    contract = ScoringContract.of(tokenizer, 128, "left")
-    save_reward_model(reward_model(path, Head()), Head(), tokenizer, contract, folder, "")
-    return folder
+    refused(run(rm, "--config", path), str(saved), "another head", "new_head: true")
 
 
 def test_nothing_to_resume(run, config):

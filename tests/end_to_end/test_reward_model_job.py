@@ -48,6 +48,15 @@ def test_all_weights_train_too(tmp_path, tiny_model, tiny_data):
     assert all(m["engine_gap"] < 1e-4 for m in metrics if m["step"])
 
 
+def test_bad_input_that_only_a_rank_can_see(tmp_path, tiny_model, tiny_data):
+    model = {"path": str(tiny_model), "dtype": "float32", "lora": {"targets": ["query"]}}
+    path = rm_config(tmp_path, tiny_model, tiny_data, model=model)
+    refused = job("grm_ray.rm", "--config", str(path), cwd=tmp_path)
+    output = finish(refused)
+    assert refused.returncode == 2, output
+    assert "error: lora.targets: ['query'] does not fit the model" in output
+
+
 def test_no_library_chatter_on_the_terminal(reward_model):
     _, output = reward_model
     assert len(output.splitlines()) < 40 and "WARNING" not in output and "Warning" not in output
