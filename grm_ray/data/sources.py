@@ -91,7 +91,10 @@ def iterate(source: Source, quarantine: Quarantine, seed: int = 0) -> Iterator[P
 
 
 def numbered(
-    source: Source, seed: int = 0, quarantine: Quarantine | None = None
+    source: Source,
+    seed: int = 0,
+    quarantine: Quarantine | None = None,
+    seen: set[bytes] | None = None,
 ) -> Iterator[tuple[int, Pair]]:
     """(number, pair), with `source.flip` of the pairs turned round as `seed` says.
 
@@ -100,12 +103,15 @@ def numbered(
     earlier one contradicts, which are left out (but for formats in which every row counts);
     without one, only bad rows are left out.
 
+    Args:
+        seen: digests of the pairs of other sources of a mixture, to which these are added.
+
     Raises:
         ConfigError: as `iterate`.
     """
     every_row = adapter_of(source).every_row
     share = getattr(source, "flip", 0.0)
-    seen: set[bytes] = set()  # digests of 16 bytes and the label's side
+    seen = set() if seen is None else seen  # digests of 16 bytes and the label's side
     number = -1
     for file, line, contest in _contests(source, quarantine):
         for pair in contest.pairs():
@@ -163,7 +169,10 @@ def rated(source: Source, attributes: Sequence[str], quarantine: Quarantine) -> 
 
 
 def numbered_rated(
-    source: Source, attributes: Sequence[str], quarantine: Quarantine | None = None
+    source: Source,
+    attributes: Sequence[str],
+    quarantine: Quarantine | None = None,
+    seen: set[bytes] | None = None,
 ) -> Iterator[tuple[int, Rated]]:
     """(number, answer), numbered as `numbered` does."""
     adapter = adapter_of(source)
@@ -172,7 +181,7 @@ def numbered_rated(
             f"{source.path}: format '{source.format}' has no graded answers; "
             "use helpsteer2, or trl with columns prompt, response and the attributes"
         )
-    seen: set[bytes] = set()
+    seen = set() if seen is None else seen
     number = -1
     for file, line, row in _raw(source, {"prompt", "response", *attributes}, quarantine):
         try:

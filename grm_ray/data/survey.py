@@ -79,8 +79,9 @@ def plan(
         evals[name] = scan.numbers[rows]
         asked.append(scan.plain[rows])
     scans, left_out = [], []
+    seen: set[bytes] = set()  # a pair of an earlier source is a repetition in a later one
     for number, source in enumerate(data.train):
-        scan = _scan(source, seed, quarantine, attributes)
+        scan = _scan(source, seed, quarantine, attributes, seen)
         taken = selection.shared(scan.plain, np.concatenate(asked))
         kept = scan.take(np.flatnonzero(~taken))
         rows = _choose(kept, source, seed, number)
@@ -158,10 +159,14 @@ class _Scan:
 
 
 def _scan(
-    source: Source, seed: int, quarantine: Quarantine, attributes: tuple[str, ...] = ()
+    source: Source,
+    seed: int,
+    quarantine: Quarantine,
+    attributes: tuple[str, ...] = (),
+    seen: set[bytes] | None = None,
 ) -> _Scan:
     numbers, prompts, plain, digests = array("q"), array("Q"), array("Q"), bytearray()
-    for number, item in _items(source, seed, quarantine, attributes):
+    for number, item in _items(source, seed, quarantine, attributes, seen):
         numbers.append(number)
         prompts.append(int(item.prompt_id, 16))
         plain.append(int(item.plain_prompt, 16))
@@ -175,11 +180,15 @@ def _scan(
 
 
 def _items(
-    source: Source, seed: int, quarantine: Quarantine | None, attributes: tuple[str, ...]
+    source: Source,
+    seed: int,
+    quarantine: Quarantine | None,
+    attributes: tuple[str, ...],
+    seen: set[bytes] | None = None,
 ) -> Iterator[tuple[int, Pair]] | Iterator[tuple[int, Rated]]:
     if attributes:
-        return sources.numbered_rated(source, attributes, quarantine)
-    return sources.numbered(source, seed, quarantine)
+        return sources.numbered_rated(source, attributes, quarantine, seen)
+    return sources.numbered(source, seed, quarantine, seen)
 
 
 def _choose(scan: _Scan, source: Source, seed: int, number: int = 0) -> np.ndarray:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from grm_ray.config import registry
 from grm_ray.config.judging import CurateJob, EvaluateJob, JudgeWorkers, Scoring, StudyJob
@@ -19,10 +20,10 @@ from grm_ray.models import backbone
 from grm_ray.models.checkpoint import (
     check_reward_model,
     check_same_head,
-    holds_reward_head,
     is_ours,
     is_whole,
     reward_contract,
+    starting_folder,
 )
 from grm_ray.runtime.placement import Bundle, Node, bundles, fit
 from grm_ray.runtime.tracking import check_backends
@@ -86,6 +87,7 @@ def check(config: Job, cluster: list[Node] | None = None, elsewhere: bool = Fals
         elif isinstance(config, PpoJob):
             _ppo(config, plan, elsewhere)
         elif isinstance(config, EvaluateJob):
+            _not_inside(config, {f"models.{n}": path for n, path in config.models.items()})
             for path in config.models.values():
                 _saved_model(path, config.scoring.trust_remote_code, plan)
             _sets(config.sets, plan)
@@ -113,19 +115,47 @@ def check(config: Job, cluster: list[Node] | None = None, elsewhere: bool = Fals
 def _reward_model(config: RewardModelJob, plan: Plan) -> None:
     loss = RewardLoss(config.loss)
     _model(config.model, plan)
-    folder = Path(backbone.resolve(config.model.path))
-    if not config.new_head and holds_reward_head(folder):
-        check_same_head(folder, config.head)
-        if config.loss.alpha and not check_reward_model(folder)["language_head"]:
-            raise ConfigError(
-                f"model.path: {folder} has no language head, which loss.regularizer needs; set "
-                "loss.alpha: 0"
-            )
+    if not backbone.is_hub_id(config.model.path):
+        _begun_from(config, starting_folder(backbone.resolve(config.model.path)))
+    _not_inside(config, {"model.path": config.model.path})
     for source in config.data.train:
         _data(source, {"prompt", *config.head.attributes} if loss.regression else PAIR, plan)
     _sets(config.data.eval, plan)
     if not config.data.eval and config.data.holdout == 0:
         raise ConfigError("data.holdout: 0 and no data.eval leave nothing to evaluate on")
+
+
+def _begun_from(config: RewardModelJob, folder: Path | None) -> None:
+    """That training can go on from the reward model in `folder`; None: there is none."""
+    if folder is None:
+        return
+    meta = check_reward_model(folder)
+    _require_whole(folder, meta)
+    if not config.new_head:
+        check_same_head(folder, config.head)
+    if config.loss.alpha and config.loss.regularizer and not meta["language_head"]:
+        raise ConfigError(
+            f"model.path: {folder} has no language head, which loss.regularizer needs; set "
+            "loss.alpha: 0"
+        )
+
+
+def _not_inside(config: Job, paths: Mapping[str, str]) -> None:
+    """Refuse to read from the folder that this run makes anew, keeping the old one aside."""
+    own = (Path(config.runs).expanduser() / config.name).resolve()
+    for key, path in paths.items():
+        if Path(path).expanduser().resolve().is_relative_to(own):
+            raise ConfigError(
+                f"{key}: {path} lies in this run's own folder, which is kept aside when the run "
+                "starts; give the run another name"
+            )
+
+
+def _require_whole(folder: Path, meta: Mapping[str, Any]) -> None:
+    if is_ours(folder) and not is_whole(folder, dict(meta)):
+        raise ConfigError(
+            f"reward model {folder}: weights or contract are not those that were saved"
+        )
 
 
 def _started(
@@ -164,6 +194,7 @@ def _ppo(config: PpoJob, plan: Plan, elsewhere: bool) -> None:
     if config.reward.true_reward is not None:
         registry.resolve("true reward", config.reward.true_reward)
     _model(config.policy, plan)
+    _not_inside(config, {"policy.path": config.policy.path, "reward.path": config.reward.path})
     _data(config.data.train, {"prompt"}, plan)
     if config.data.eval is not None:
         _data(config.data.eval, {"prompt"}, plan)
@@ -200,10 +231,8 @@ def _saved_model(path: str, trust_remote_code: bool, plan: Plan) -> ScoringContr
     if backbone.is_hub_id(path):
         plan.unchecked.append(f"reward model '{path}' (hub id: not looked up)")
         return None
-    meta = check_reward_model(path)
     folder = Path(path).expanduser()
-    if is_ours(folder) and not is_whole(folder, meta):
-        raise ConfigError(f"reward model {path}: weights or contract are not those that were saved")
+    _require_whole(folder, check_reward_model(path))
     contract = reward_contract(path, trust_remote_code)
     contract.check(backbone.load_tokenizer(str(folder), trust_remote_code))
     plan.reads.append(f"reward model {path}")

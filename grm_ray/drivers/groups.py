@@ -8,6 +8,21 @@ from typing import Any
 import ray
 
 from grm_ray.config.load import ConfigError
+from grm_ray.training.checkpoint import CheckpointMismatch
+
+
+def fetch(ref: Any) -> Any:
+    """`ray.get`, with what a worker found wrong with the config or a checkpoint raised as itself.
+
+    Raises:
+        ConfigError: something that only the worker could see.
+    """
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ConfigError | CheckpointMismatch):
+            raise ConfigError(str(error.cause)) from error
+        raise
 
 
 class RankFailed(RuntimeError):
@@ -57,11 +72,7 @@ class Group:
     @staticmethod
     def _get(ref: Any) -> Any:
         try:
-            return ray.get(ref)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, ConfigError):  # seen only when the model was loaded
-                raise ConfigError(str(error.cause)) from error
-            raise RankFailed(f"a training rank failed: {error}") from error
+            return fetch(ref)
         except ray.exceptions.RayError as error:
             raise RankFailed(f"a training rank failed: {error}") from error
 

@@ -11,10 +11,10 @@ from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.config.schema import Dtype, Source, Workers
 from grm_ray.data import files
 from grm_ray.models.backbone import resolve, resolve_dtype
-from grm_ray.models.checkpoint import model_identity
+from grm_ray.models.checkpoint import model_identity, starting_folder
 
 # Raised where one config comes to mean another training (a default that changes, say).
-FORMAT = 1
+FORMAT = 2  # 2: every row of an epoch is trained on, the last step being shorter
 # What an outcome does not depend on, up to rounding. Paths stand for what they hold.
 WITHOUT_EFFECT = (
     "name",
@@ -57,11 +57,17 @@ class Keys:
             # Ranks draw what dropout leaves out each for itself.
             "ranks": job.workers.count if _drops_out(job) else None,
             "model": self._model(job.model.path),
+            **self._kept_head(job),
             "train": [self.source(source) for source in job.data.train],
             "eval": {name: self.source(source) for name, source in job.data.eval.items()},
             "more": more,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _kept_head(self, job: RewardModelJob) -> dict[str, bool]:
+        """Named only where there is one: the keys of jobs without stay what they were."""
+        folder = None if job.new_head else starting_folder(resolve(job.model.path))
+        return {} if folder is None else {"kept_head": True}
 
     def source(self, source: Source) -> list[Any]:
         """What a source reads and how, as plain data."""

@@ -25,6 +25,7 @@ from grm_ray.data.order import EpochOrder
 from grm_ray.data.packing import by_key, split_by_tokens
 from grm_ray.data.sources import Prompt, Quarantine
 from grm_ray.drivers.checks import check, roles
+from grm_ray.drivers.groups import fetch
 from grm_ray.drivers.ppo_step import Gathering, Step
 from grm_ray.drivers.ppo_workers import PpoCast
 from grm_ray.drivers.run_folder import next_incarnation, open_run, saved_state
@@ -364,7 +365,7 @@ class _Driver:
         """Reference to the table of tokenised prompts, and the ids of those that fit."""
         table, info_ref = refs
         config = self._config
-        info = ray.get(info_ref)
+        info = fetch(info_ref)
         for prompt_id in info["too_long"]:
             quarantine.add(source.path, 0, "longer than data.max_prompt_length", prompt_id)
         if not info["prompt_ids"]:

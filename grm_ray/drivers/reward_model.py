@@ -111,9 +111,9 @@ class _Driver:
             config.seed,
             any(source.shuffle for source in sources),
         )
-        rows = max(1, self._order.length(training.epochs))
-        self._per_step = min(training.pairs_per_step, rows)
-        self._total = max(1, round(rows / self._per_step))
+        self._rows = max(1, self._order.length(training.epochs))
+        self._per_step = min(training.pairs_per_step, self._rows)
+        self._total = math.ceil(self._rows / self._per_step)  # the last step may be shorter
         self._alarms = Alarms(self._per_step, self._total)
         self._group.end_setup()
         tables = {name: found.pieces for name, found in self._sets.items()}
@@ -192,7 +192,8 @@ class _Driver:
 
     def _rows_of_step(self) -> list[int]:
         position = (self._step - 1) * self._per_step
-        return [row for row, _ in self._order.take(position, self._per_step)]
+        number = min(self._per_step, self._rows - position)
+        return [row for row, _ in self._order.take(position, number)]
 
     def _one_step(self) -> dict[str, Any]:
         began = time.perf_counter()

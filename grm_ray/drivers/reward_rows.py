@@ -11,6 +11,7 @@ from grm_ray.config.load import ConfigError
 from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.data.packing import split_by_tokens
 from grm_ray.data.sources import Quarantine
+from grm_ray.drivers.groups import fetch
 from grm_ray.training.reward_loss import RewardLoss
 
 # Rows of one call to a rank: a whole set would be one table there, and one wait without a word.
@@ -80,6 +81,7 @@ def start_reading(config: RewardModelJob, loss: RewardLoss, path: str, log: Path
     margins = Margins(config.loss.missing_margin, loss.weighs_by_margin)
     return encoder.pairs.options(num_returns="streaming").remote(
         config.data.model_dump(mode="json"),
+        config.new_head,
         config.seed,
         tuple(config.head.attributes),
         margins if loss.needs_margin else None,
@@ -92,28 +94,20 @@ def read(config: RewardModelJob, stream: Any, quarantine_file: Path) -> Read:
     Raises:
         ConfigError: a source cannot be used, or no row of a set fits.
     """
-    import ray
-
     data, quarantine = config.data, Quarantine()
-    try:
-        next(stream)
-        plan = ray.get(next(stream))
-        quarantine.rows = plan["quarantine"]
-        by_source = [dict(reasons) for reasons in plan["left_out"]]
-        sets = {name: Rows() for name in ("train", *plan["sets"])}
-        for ref in stream:
-            metadata = ray.get(next(stream))
-            name, number = metadata["set"], metadata["source"]
-            sets[name].add(ref, metadata)
-            source = data.eval.get(name, data.train[number])
-            for uid, reason in metadata["left_out"]:
-                quarantine.add(source.path, 0, reason, uid)
-                if name == "train":
-                    by_source[number][reason] = by_source[number].get(reason, 0) + 1
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ConfigError):
-            raise ConfigError(str(error.cause)) from None
-        raise
+    pieces = _pieces(stream)
+    _, plan = next(pieces)
+    quarantine.rows = plan["quarantine"]
+    by_source = [dict(reasons) for reasons in plan["left_out"]]
+    sets = {name: Rows() for name in ("train", *plan["sets"])}
+    for ref, metadata in pieces:
+        name, number = metadata["set"], metadata["source"]
+        sets[name].add(ref, metadata)
+        source = data.eval.get(name, data.train[number])
+        for uid, reason in metadata["left_out"]:
+            quarantine.add(source.path, 0, reason, uid)
+            if name == "train":
+                by_source[number][reason] = by_source[number].get(reason, 0) + 1
     quarantine.write(quarantine_file)
     left_out = quarantine.counts()
     for name, found in sets.items():
@@ -124,6 +118,21 @@ def read(config: RewardModelJob, stream: Any, quarantine_file: Path) -> Read:
                 f"(data.max_length: {data.max_length}; see {quarantine_file})"
             )
     return Read(sets, plan["fingerprint"], left_out, by_source)
+
+
+def _pieces(stream: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """(reference to a table, its metadata) as the encoder sends them.
+
+    Raises:
+        ConfigError: the encoder's own.
+    """
+    for ref in stream:
+        try:
+            metadata = next(stream)
+        except StopIteration:
+            fetch(ref)  # a lone item at the end is the encoder's error
+            raise AssertionError("a stream ended between a table and its metadata") from None
+        yield ref, fetch(metadata)
 
 
 def card_facts(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 from pathlib import Path
 from typing import IO
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from grm_ray.config.load import ConfigError, dump
 from grm_ray.config.schema import Job
@@ -78,6 +79,8 @@ def check_same_run(saved: dict, config: BaseModel) -> None:
         ConfigError: naming each key that differs, with both values.
     """
     now = config.model_dump(mode="json")
+    with contextlib.suppress(ValidationError):  # a key that came later had its default then
+        saved = type(config).model_validate(saved).model_dump(mode="json")
     differing = [
         f"{key}: {then!r} in the checkpoint, {here!r} now"
         for key, then, here in _differences(saved, now)

@@ -63,7 +63,9 @@ def run(config: StudyJob, resume: bool = False) -> Path:
     subjobs.open_folder(folder)
     (folder / "cells").mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
-    beforehand = _say_what_can_be_seen(config, cells)
+    quarantine = Quarantine()
+    beforehand = _say_what_can_be_seen(config, cells, quarantine)
+    quarantine.write(folder / "quarantine.jsonl")
     for number, cell in enumerate(cells, start=1):
         found = "has its result" if _result(folder, cell).exists() else "begins"
         print(f"cell {number} of {len(cells)}, {cell}: {found} ({cell.key})", flush=True)
@@ -71,6 +73,7 @@ def run(config: StudyJob, resume: bool = False) -> Path:
             _make(cell, config, folder)
             print(f"  {_line(_result(folder, cell))}", flush=True)
     result = {**summary(config, cells, folder), "beforehand": beforehand}
+    result["left_out"] = {**quarantine.counts(), **result["left_out"]}
     (folder / "study.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return write_evaluation(result, folder)
 
@@ -220,15 +223,17 @@ def _line(path: Path) -> str:
     return ", ".join(shown) + f" ({result['seconds']:.0f} s)"
 
 
-def _say_what_can_be_seen(config: StudyJob, cells: list[Cell]) -> dict[str, Any]:
+def _say_what_can_be_seen(
+    config: StudyJob, cells: list[Cell], quarantine: Quarantine
+) -> dict[str, Any]:
     """Before any result: the smallest gain that each set's size would show, and how many of its
-    contests ask what the training files ask."""
+    contests ask what the training files ask. What the sets leave out goes to `quarantine`."""
     found = {}
     repeats = len(config.vary[config.repeat])
     trained = _trained_prompts(cells)
     for name, source in config.sets.items():
         rows, shared = [], 0
-        for contest in sources.contests(source, Quarantine(), config.seed):
+        for contest in sources.contests(source, quarantine, config.seed):
             rows.append(contest.prompt_id)
             shared += contest.plain_prompt in trained
         if not rows:

@@ -211,10 +211,15 @@ def apply_lora(lm: nn.Module, lora: Lora) -> nn.Module:
     )
     try:
         # PEFT would keep adapters in fp32; DeepSpeed's bf16 casts every parameter anyway.
-        return get_peft_model(lm, adapter, autocast_adapter_dtype=False)
+        adapted = get_peft_model(lm, adapter, autocast_adapter_dtype=False)
     except ValueError as error:  # no module, or not a linear one, behind the targets
         said = " ".join(str(error).split())[:300]
         raise ConfigError(f"lora.targets: {lora.targets} does not fit the model ({said})") from None
+    found = adapted.base_model.targeted_module_names
+    missed = [t for t in lora.targets if not any(f".{name}".endswith(f".{t}") for name in found)]
+    if missed:  # PEFT passes over them without a word
+        raise ConfigError(f"lora.targets: the model has no linear layer {', '.join(missed)}")
+    return adapted
 
 
 def is_lora(lm: nn.Module) -> bool:

@@ -113,7 +113,8 @@ def contract_in_words(contract: Mapping[str, Any]) -> list[str]:
     cut = {
         "left": "the beginning of the conversation is cut off",
         "right": "the end of the answer is cut off",
-        "drop": "it is not scored",
+        "drop": "the pair is left out of training and its evaluation, and a scorer cuts off the "
+        "beginning of the conversation",
     }[truncation]
     return [
         tokens,

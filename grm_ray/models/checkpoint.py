@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +109,6 @@ def load_reward_model(
     folder = local_folder(path)
     meta = check_reward_model(folder)
     contract = reward_contract(folder, trust_remote_code, origin=str(path))
-    if is_ours(folder) and not is_whole(folder, meta):
-        raise ValueError(
-            f"{folder}: weights and scoring contract are not those whose fingerprint {META_FILE} "
-            "holds: the folder was copied in part, or changed; copy it again"
-        )
     source = Model(path=str(folder), dtype=dtype, trust_remote_code=trust_remote_code)
     model = _load(folder, source)
     return model.eval().requires_grad_(False), contract, meta["fingerprint"]
@@ -123,25 +119,69 @@ def start_reward_model(source: Model, path: str, head: Head, new_head: bool) -> 
 
     Args:
         path: folder (or hub id) of `source`; a reward model there brings its head.
-        new_head: a new head although the folder holds one.
+        new_head: a new head although there is one.
 
     Raises:
-        ValueError: the saved head is of another form than `head`, or does not fit the backbone.
+        ValueError: the saved head is of another form than `head`, or the folder is damaged.
     """
-    folder = Path(path)
-    if new_head or not holds_reward_head(folder):
+    folder = starting_folder(path)
+    if folder is None:
         return RewardModel(load_causal_lm(source, path), head)
+    if new_head:
+        return RewardModel(_load(folder, source).lm, head)
     check_same_head(folder, head)
     return _load(folder, source, head.dropout)
 
 
-def holds_reward_head(folder: Path) -> bool:
-    """Whether a model folder is a reward model's; no weights are read.
+def starting_contract(
+    path: str, tokenizer: Any, max_length: int, truncation: str, new_head: bool, trust: bool
+) -> ScoringContract:
+    """How training reads conversations that starts from `path`: a head that is kept goes on to be
+    read where it was, on the same tokens; length and truncation are the config's.
+
+    Raises:
+        ValueError: the tokenizer is not the contract's.
+    """
+    folder = None if new_head else starting_folder(path)
+    if folder is None:
+        return ScoringContract.of(tokenizer, max_length, truncation)
+    contract = reward_contract(folder, trust, origin=path)
+    contract.check(tokenizer)
+    return replace(contract, max_length=max_length, truncation=truncation)
+
+
+def starting_folder(path: str) -> Path | None:
+    """The folder of the reward model that a model's path names; None: it is no reward model.
+
+    Of a hub id, only what is a reward model is downloaded here.
 
     Raises:
         ValueError: it holds a head that cannot be read, or a part of one.
     """
-    return folder.is_dir() and (is_ours(folder) or foreign.holds_head(folder))
+    if is_hub_id(path):
+        return local_folder(path) if _is_hub_reward_model(path) else None
+    folder = Path(path)
+    holds = folder.is_dir() and (is_ours(folder) or foreign.holds_head(folder))
+    return folder if holds else None
+
+
+def _is_hub_reward_model(path: str) -> bool:
+    """Whether a hub id is a reward model of ours or in a layout of `models.foreign`, by its small
+    files."""
+    from transformers.utils import cached_file
+
+    quiet = {
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+        "_raise_exceptions_for_gated_repo": False,
+    }
+    try:
+        if cached_file(path, META_FILE, **quiet) is not None:
+            return True
+        described = cached_file(path, "config.json", **quiet)
+    except OSError:  # loading the model will say what is wrong with the id
+        return False
+    return described is not None and foreign.describes_reward_model(Path(described))
 
 
 def check_same_head(folder: Path, head: Head) -> None:
@@ -162,8 +202,17 @@ def check_same_head(folder: Path, head: Head) -> None:
 
 
 def _load(folder: Path, source: Model, dropout: float | None = None) -> RewardModel:
-    """The reward model in `folder`, head included, in the dtype of `source`."""
+    """The reward model in `folder`, head included, in the dtype of `source`.
+
+    Raises:
+        ValueError: tensors missing or left over, or a folder of ours that is not as it was written.
+    """
     meta = check_reward_model(folder)
+    if is_ours(folder) and not is_whole(folder, meta):
+        raise ValueError(
+            f"{folder}: weights and scoring contract are not those whose fingerprint {META_FILE} "
+            "holds: the folder was copied in part, or changed; copy it again"
+        )
     if not is_ours(folder):
         model = foreign.load(folder, source, dropout)
     else:

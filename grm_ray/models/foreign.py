@@ -77,6 +77,18 @@ def holds_head(folder: Path) -> bool:
     return bool(list(folder.glob("*.safetensors"))) and bool(_head_shapes(folder))
 
 
+def describes_reward_model(config: Path) -> bool:
+    """Whether a `config.json` is that of a model in one of these layouts."""
+    try:
+        described = dict(json.loads(config.read_text(encoding="utf-8")))
+    except (TypeError, ValueError):
+        return False
+    kinds = described.get("architectures") or []
+    return "vhead_layer_type" in described or any(
+        str(kind).endswith("ForSequenceClassification") for kind in kinds
+    )
+
+
 def load(folder: Path, source: Model, dropout: float | None = None) -> RewardModel:
     """The reward model in `folder`, in a layout of `describe`.
 

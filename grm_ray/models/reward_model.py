@@ -51,7 +51,8 @@ class RewardModel(nn.Module):
 
     def external_parameters(self) -> list[nn.Parameter]:
         """Parameters of other modules that `forward` reads: ZeRO-3 has to be told of them."""
-        return head_parameters(self.lm)
+        speaks = any(True for _ in unwrap(self.lm).get_output_embeddings().parameters())
+        return head_parameters(self.lm) if speaks else []  # a classifier has no language head
 
     def hidden(self, packed: Packed) -> torch.Tensor:
         """Hidden states `(T, H)` that both heads read."""

@@ -68,8 +68,9 @@ class TrainedState:
     @torch.no_grad()
     def publish(self, adam_steps: int) -> None:
         """Give the model the fp32 weights in its own dtype, and Adam its count. All ranks call."""
-        for state in self._adam.state.values():
-            state["step"] = torch.tensor(float(adam_steps))
+        for parameter, state in self._adam.state.items():
+            # Fused, Adam reads its count where the weights are.
+            state["step"] = torch.tensor(float(adam_steps), device=parameter.device)
         if self._stage == 0:
             for name, parameter in self._parameters.items():
                 parameter.copy_(self._masters[name])
@@ -115,7 +116,7 @@ class TrainedState:
             offset, length = mapping.hp_fragment_address.start, mapping.hp_fragment_address.numel
         state = self._adam.state[flat]
         if "exp_avg" not in state:  # as Adam's first step would make it
-            state["step"] = torch.tensor(0.0)
+            state["step"] = torch.tensor(0.0, device=flat.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(flat), torch.zeros_like(flat)
         tensors = {"weight": flat, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"]}
         return start, {

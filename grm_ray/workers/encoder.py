@@ -13,12 +13,13 @@ import pyarrow.compute as pc
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from grm_ray.config.load import ConfigError
 from grm_ray.config.reward_model import PairData
 from grm_ray.data import survey
-from grm_ray.data.chat import ScoringContract
 from grm_ray.data.encode import encode_pairs, encode_prompts, encode_rated
 from grm_ray.data.sources import Prompt, Quarantine
 from grm_ray.models.backbone import load_tokenizer
+from grm_ray.models.checkpoint import starting_contract
 from grm_ray.runtime import logs
 
 
@@ -65,11 +66,22 @@ class Encoder:
 
     def __init__(self, model: str, trust_remote_code: bool, log: str) -> None:
         logs.to_file(Path(log))
-        self._tokenizer = load_tokenizer(model, trust_remote_code)
+        self._model, self._trust = model, trust_remote_code
+        self._loaded: Any = None
+
+    def _tokenizer(self) -> Any:
+        """Loaded in the first task: what goes wrong in `__init__` reaches nobody as itself."""
+        if self._loaded is None:
+            try:
+                self._loaded = load_tokenizer(self._model, self._trust)
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
+        return self._loaded
 
     def pairs(
         self,
         data: dict[str, Any],
+        new_head: bool,
         seed: int,
         attributes: tuple[str, ...],
         margins: Margins | None,
@@ -86,7 +98,15 @@ class Encoder:
             ConfigError: as `survey.plan`.
         """
         wanted = PairData(**data)
-        contract = ScoringContract.of(self._tokenizer, wanted.max_length, wanted.truncation)
+        tokenizer = self._tokenizer()
+        contract = starting_contract(
+            self._model,
+            tokenizer,
+            wanted.max_length,
+            wanted.truncation,
+            new_head,
+            self._trust,
+        )
         quarantine = Quarantine()
         plan = survey.plan(wanted, seed, quarantine, attributes)
         yield None
@@ -99,9 +119,9 @@ class Encoder:
         for name in ("train", *plan.sets):
             for chunk in survey.read(wanted, plan, name):
                 if name == "train" and attributes:
-                    encoded = encode_rated(chunk.items, self._tokenizer, contract, chunk.first)
+                    encoded = encode_rated(chunk.items, tokenizer, contract, chunk.first)
                 else:
-                    encoded = encode_pairs(chunk.items, self._tokenizer, contract, chunk.first)
+                    encoded = encode_pairs(chunk.items, tokenizer, contract, chunk.first)
                 table, left_out, truncated = encoded
                 if name == "train" and margins is not None:
                     table, without = margins.of(table)
@@ -120,7 +140,7 @@ class Encoder:
     @ray.method(num_returns=2)
     def prompts(self, prompts: list[Prompt], max_length: int) -> tuple[pa.Table, dict[str, Any]]:
         """The `PROMPTS` table, and its metadata: the ids of the prompts that fit."""
-        table, too_long = encode_prompts(prompts, self._tokenizer, max_length)
+        table, too_long = encode_prompts(prompts, self._tokenizer(), max_length)
         return table, {"prompt_ids": table["prompt_id"].to_pylist(), "too_long": too_long}
 
 

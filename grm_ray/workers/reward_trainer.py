@@ -10,13 +10,18 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from safetensors import SafetensorError
 
+from grm_ray.config.load import ConfigError
 from grm_ray.config.reward_model import RewardModelJob
-from grm_ray.data.chat import ScoringContract
 from grm_ray.data.packing import group_tokens, micro_batches, pack
 from grm_ray.models.backbone import adapter_off, is_lora, load_tokenizer, resolve_dtype
 from grm_ray.models.card import model_card
-from grm_ray.models.checkpoint import save_reward_model, start_reward_model
+from grm_ray.models.checkpoint import (
+    save_reward_model,
+    start_reward_model,
+    starting_contract,
+)
 from grm_ray.objectives.preference import regression
 from grm_ray.runtime import logs
 from grm_ray.training.engine import ZeroEngine, address, join_group
@@ -49,12 +54,20 @@ class RewardTrainer:
         join_group(self._rank, self._world, *meeting)
         torch.manual_seed(config.seed)  # equal heads and adapters on every rank
         np.random.seed(config.seed)
-        self._model = start_reward_model(config.model, self._path, config.head, config.new_head)
+        try:
+            self._model = start_reward_model(config.model, self._path, config.head, config.new_head)
+        except (ValueError, SafetensorError) as error:
+            raise ConfigError(str(error)) from None
         if config.model.frozen:
             self._model.lm.requires_grad_(False)
         self._tokenizer = load_tokenizer(self._path, config.model.trust_remote_code)
-        self._contract = ScoringContract.of(
-            self._tokenizer, config.data.max_length, config.data.truncation
+        self._contract = starting_contract(
+            self._path,
+            self._tokenizer,
+            config.data.max_length,
+            config.data.truncation,
+            config.new_head,
+            config.model.trust_remote_code,
         )
         self._loss = RewardLoss(config.loss)
         self._head_at_start = self._head()
@@ -215,7 +228,8 @@ class RewardTrainer:
     def _frozen_step(self, rows: list[int], totals: tuple[float, float]) -> dict[str, float]:
         """The backbone never changes: a row goes through it once, and its hidden states are kept.
 
-        They are those of evaluation, without dropout; only the head trains.
+        They are those of evaluation, without dropout; only the head trains. A resumed run makes
+        them anew, in other company: with a frozen backbone it is equal up to rounding only.
         """
         self._engine.module.lm.eval()
         pairs = self._pairs("train", rows)

@@ -46,6 +46,16 @@ def two(tmp_path):
     return many, few
 
 
+def test_a_pair_is_not_repeated_nor_contradicted_by_another_source(tmp_path):
+    turned = row("Q1", 1) | {"chosen": "bad 1", "rejected": "good 1"}
+    first = write(tmp_path / "a.jsonl", [row(f"Q{i}", i) for i in range(8)])
+    second = write(tmp_path / "b.jsonl", [row("Q0", 0), turned, row("Q9", 9)])
+    data, plan, quarantine = planned(train=[{"path": first}, {"path": second}], holdout=0.2)
+    found = [*items(data, plan, "train"), *items(data, plan, "held_out")]
+    assert sorted(asked(found)) == sorted([*(f"Q{i}" for i in range(8)), "Q9"])
+    assert quarantine.counts() == {"duplicate": 1, "contradicts an earlier row": 1}
+
+
 def test_every_chosen_row_comes_once_and_in_the_files_order(two):
     many, few = two
     sources_of = [{"path": many}, {"path": few, "weight": 0.5}]

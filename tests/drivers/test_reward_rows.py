@@ -1,8 +1,12 @@
 """The driver's numbers of a set: no row is lost between blocks and ranks."""
 
-from grm_ray.drivers import reward_rows
+import pytest
+
+from grm_ray.config.load import ConfigError
+from grm_ray.config.reward_model import RewardModelJob
+from grm_ray.drivers import checks, reward_rows
 from grm_ray.drivers.reward_rows import Rows
-from grm_ray.drivers.run_folder import hold
+from grm_ray.drivers.run_folder import check_same_run, hold
 
 
 def test_blocks_hold_every_row_once(monkeypatch):
@@ -34,3 +38,28 @@ def test_a_folder_is_held_once_a_process(tmp_path):
     hold(tmp_path / "run")
     hold(tmp_path / "run")
     assert (tmp_path / ".run.lock").exists()
+
+
+def job(tmp_path, **changes):
+    given = {
+        "name": "rm",
+        "runs": str(tmp_path),
+        "model": {"path": "smollm2-135m-instruct"},
+        "data": {"train": {"path": "demo"}},
+    }
+    return RewardModelJob(**{**given, **changes})
+
+
+def test_a_checkpoint_without_a_key_that_came_later_is_the_same_run(tmp_path):
+    saved = job(tmp_path).model_dump(mode="json")
+    del saved["new_head"]
+    check_same_run(saved, job(tmp_path))
+    with pytest.raises(ConfigError, match="new_head: False in the checkpoint, True now"):
+        check_same_run(saved, job(tmp_path, new_head=True))
+
+
+def test_a_run_does_not_start_from_the_folder_that_it_moves_aside(tmp_path):
+    inside = job(tmp_path, model={"path": f"{tmp_path}/rm/model"})
+    with pytest.raises(ConfigError, match="model.path: .* lies in this run's own folder"):
+        checks._not_inside(inside, {"model.path": inside.model.path})
+    checks._not_inside(inside, {"model.path": f"{tmp_path}/rm2/model", "other": "smollm2"})

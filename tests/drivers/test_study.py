@@ -9,6 +9,7 @@ import pytest
 
 from grm_ray.config.judging import StudyJob
 from grm_ray.config.load import ConfigError
+from grm_ray.data.sources import Quarantine
 from grm_ray.drivers import scoring, study
 from grm_ray.drivers.checks import check
 from grm_ray.drivers.scoring import SCORED
@@ -272,10 +273,14 @@ def test_prompts_in_the_training_files_are_counted(given, tmp_path, capsys):
         {"prompt": p, "chosen": "a", "rejected": "b"} for p in ("Shared", "also shared", "other")
     ]
     trained.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given["sets"] = {"set": {"path": str(asked)}}
+    rows.append({"prompt": "a long one", "chosen": "a" * 100, "rejected": "b"})
+    asked.write_text(asked.read_text() + json.dumps(rows[-1]) + "\n")
+    given["sets"] = {"set": {"path": str(asked), "max_characters": 80}}
     given["base"]["data"]["train"]["path"] = str(trained)
-    found = study._say_what_can_be_seen(StudyJob(**given), cells(given, tmp_path))
+    quarantine = Quarantine()
+    found = study._say_what_can_be_seen(StudyJob(**given), cells(given, tmp_path), quarantine)
     assert found["set"]["in_training_files"] == 2 and found["set"]["contests"] == 3
+    assert quarantine.counts() == {"max_characters": 1}
     assert "warning: set: the prompts of 2 of 3 contests" in capsys.readouterr().out
 
 

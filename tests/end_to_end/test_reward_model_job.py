@@ -1,6 +1,7 @@
 """`python -m grm_ray.rm` on the real stack: Ray actors, DeepSpeed over gloo."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -48,13 +49,42 @@ def test_all_weights_train_too(tmp_path, tiny_model, tiny_data):
     assert all(m["engine_gap"] < 1e-4 for m in metrics if m["step"])
 
 
-def test_bad_input_that_only_a_rank_can_see(tmp_path, tiny_model, tiny_data):
-    model = {"path": str(tiny_model), "dtype": "float32", "lora": {"targets": ["query"]}}
-    path = rm_config(tmp_path, tiny_model, tiny_data, model=model)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": {"lora": {"targets": ["q_proj", "query"]}}}, "lora.targets: the model has no "),
+        ({"data": {"holdout": 0.5}}, "0 training and 3 held-out pairs left"),
+    ],
+    ids=["a rank", "the encoder"],
+)
+def test_bad_input_that_only_a_worker_can_see(tmp_path, tiny_model, tiny_data, change, said):
+    one = tmp_path / "one.jsonl"
+    pairs = [{"prompt": "Q", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(3)]
+    one.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    data = {"train": {"path": str(one if "data" in change else tiny_data["pairs"])}}
+    path = rm_config(
+        tmp_path,
+        tiny_model,
+        tiny_data,
+        model={"path": str(tiny_model), "dtype": "float32", **change.get("model", {})},
+        data={**data, "max_length": 128, **change.get("data", {})},
+    )
     refused = job("grm_ray.rm", "--config", str(path), cwd=tmp_path)
     output = finish(refused)
     assert refused.returncode == 2, output
-    assert "error: lora.targets: ['query'] does not fit the model" in output
+    assert "error: " in output and said in output and "Traceback" not in output
+
+
+def test_training_goes_on_where_a_saved_model_stood(reward_model, tmp_path, tiny_model, tiny_data):
+    folder, _ = reward_model
+    model = {"path": str(folder / "model"), "dtype": "float32"}
+    path = rm_config(tmp_path, tiny_model, tiny_data, name="more", model=model)
+    more = job("grm_ray.rm", "--config", str(path), cwd=tmp_path)
+    output = finish(more)
+    assert more.returncode == 0, output
+    before, after = rows(folder / "metrics.jsonl"), rows(tmp_path / "runs/more/metrics.jsonl")
+    for name in ("eval/accuracy", "eval/loss"):
+        assert after[0][name] == pytest.approx(before[-1][name], abs=1e-4), (name, output)
 
 
 def test_no_library_chatter_on_the_terminal(reward_model):
@@ -162,7 +192,7 @@ def test_a_mixture_a_reference_model_and_the_best_checkpoint_under_zero_3(
     assert process.returncode == 0, output
     run = tmp_path / "runs" / "rm"
     metrics = rows(run / "metrics.jsonl")
-    assert metrics[-1]["step"] == round((20 + 6) * 2 / 7)
+    assert metrics[-1]["step"] == math.ceil((20 + 6) * 2 / 7)
     # At the first step the policy is the reference: log 2, whatever the data.
     assert metrics[1]["loss/regularizer"] == pytest.approx(0.693147, abs=1e-5)
     judged = [m for m in metrics if "eval/far/accuracy" in m]

@@ -59,7 +59,7 @@ def test_the_contract_is_told_in_words():
     assert "then token 7 once, and nothing after it." in text
     assert "At most 512 tokens are read; where there are more, the beginning" in text
     other = card(contract=TEMPLATED | {"special_tokens_twice": True})
-    assert "so that a BOS comes twice" in other and "it is not scored" in other
+    assert "so that a BOS comes twice" in other and "the pair is left out" in other
 
 
 def test_attributes_are_told_with_their_weights():

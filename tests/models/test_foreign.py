@@ -1,6 +1,8 @@
 """Reward models of others score here as their own code scores them, or are refused by name."""
 
 import json
+import shutil
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -20,6 +22,8 @@ from grm_ray.models.checkpoint import (
     reward_contract,
     save_reward_model,
     start_reward_model,
+    starting_contract,
+    starting_folder,
 )
 from grm_ray.models.reward_model import answer_logprobs
 from tests.models.scoring import conversations, packed_scores
@@ -182,12 +186,49 @@ def test_training_goes_on_from_a_foreign_reward_model(authors, classifier, token
         begun = start_reward_model(source, str(folder), head, new_head=False)
         assert any(parameter.requires_grad for parameter in begun.lm.parameters())
         assert foreign.speaks(begun.lm) == foreign.speaks(wanted.lm)
-        contract = reward_contract(folder)
+        # Read where the head has been read so far, on the same tokens.
+        contract = starting_contract(str(folder), tokenizer, 512, "left", False, False)
+        assert contract.layout == "template"
+        assert replace(contract, max_length=reward_contract(folder).max_length) == reward_contract(
+            folder
+        )
+        assert bool(begun.external_parameters()) == foreign.speaks(begun.lm)
         np.testing.assert_allclose(
             packed_scores(begun.eval(), tokenizer, contract),
             packed_scores(wanted, tokenizer, contract),
             atol=1e-5,
         )
+
+
+def test_a_new_head_on_a_foreign_reward_model(authors, classifier, tokenizer):
+    for folder in (classifier()[0], authors()[0]):
+        source = Model(path=str(folder), dtype="float32")
+        begun = start_reward_model(source, str(folder), Head(kind="mlp", hidden=8), new_head=True)
+        assert begun.head.layers[0].out_features == 8
+        contract = starting_contract(str(folder), tokenizer, 99, "right", True, False)
+        assert contract == ScoringContract.of(tokenizer, 99, "right")
+
+
+@pytest.mark.parametrize("kind", ["ours", "authors", "classifier", "language model"])
+def test_a_hub_id_brings_its_head(
+    kind, authors, classifier, tiny_model, tokenizer, tmp_path, monkeypatch
+):
+    if kind == "ours":
+        model = load_reward_model(classifier()[0], "float32")[0]
+        contract = ScoringContract.of(tokenizer, 512, "left")
+        folder = tmp_path / "ours"
+        save_reward_model(model, Head(), tokenizer, contract, folder, "")
+    else:
+        write = {"authors": lambda: authors()[0], "classifier": lambda: classifier()[0]}
+        folder = write.get(kind, lambda: tiny_model)()
+    cached = tmp_path / "hub" / "models--somebody--rm"
+    shutil.copytree(folder, cached / "snapshots" / "abc")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    found = starting_folder("somebody/rm")
+    assert found == (None if kind == "language model" else cached / "snapshots" / "abc")
 
 
 def test_the_authors_classifiers_read_bos_twice_others_once(classifier):
