@@ -2,13 +2,15 @@
 
 The loop is what a user writes: AutoModelForSequenceClassification, batches of 8 rows as they come,
 padded to the longest. Both have the same weights, precision, rows and threads, and their scores are
-compared. Two sets of rows: unrelated ones (each prompt once, the chosen answer), and 8 answers to
-each prompt. Passes of either side take turns, three times; the fastest counts.
+compared. Sets of rows: unrelated ones (each prompt once, the chosen answer), and 8 answers to each
+prompt (its own two, and six to the prompts after it: here only lengths count). How much a shared
+prompt saves depends on how long it is beside its answers, so a file of lists can be measured too.
+Passes of either side take turns, three times; the fastest counts.
 
     python benchmarks/scoring.py --pairs pairs.jsonl.gz --lists lists.jsonl.gz
 
-`--pairs`: preference rows; `--lists`: rows with a prompt and `candidates`. Without them the demo's
-rows serve, and what they have of answers to one prompt.
+`--pairs`: preference rows, the demo's without it; `--lists`: rows with a prompt and `candidates`,
+of which 8 are taken.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ import argparse
 import gzip
 import json
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,17 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path)
     parser.add_argument("--lists", type=Path)
     parser.add_argument("--rows", type=int, default=128)
-    parser.add_argument("--budget", type=int, default=2048)
+    parser.add_argument("--budget", type=int, default=1024)
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     path = backbone.resolve(backbone.EMBEDDED)
     tokenizer = backbone.load_tokenizer(path)
     ours, theirs = models(path, tokenizer)
-    unrelated, lists = read(arguments.pairs, arguments.lists, arguments.rows)
+    sets = of_pairs(arguments.pairs or DEMO / "preferences.jsonl", arguments.rows)
+    if arguments.lists is not None:
+        sets["lists"] = of_lists(arguments.lists, arguments.rows)
     result: dict[str, Any] = {"name": "scoring", "unit": "conversations/s"}
-    for name, texts in (("unrelated", unrelated), ("eight_answers", lists)):
+    for name, texts in sets.items():
         rows = tokens(texts, tokenizer)
         result[name] = compare(ours, theirs, rows, arguments.budget)
         print(name, json.dumps(result[name]))
@@ -74,24 +77,26 @@ def models(path: str, tokenizer: Any) -> tuple[RewardModel, Any]:
     return ours, theirs
 
 
-def read(pairs: Path | None, lists: Path | None, rows: int) -> tuple[list, list]:
+def of_pairs(path: Path, rows: int) -> dict[str, list]:
     """(messages, answer) of unrelated conversations, and of `ANSWERS` answers a prompt."""
-    several: dict[str, list[str]] = defaultdict(list)
-    unrelated = []
-    for row in lines(pairs or DEMO / "preferences.jsonl"):
-        prompt = json.dumps(messages(row["prompt"]))
-        if prompt not in several:
-            unrelated.append((messages(row["prompt"]), row["chosen"]))
-        several[prompt] += [row["chosen"], row["rejected"]]
-    if lists is not None:
-        several = {json.dumps(messages(r["prompt"])): r["candidates"] for r in lines(lists)}
-    together = [
-        (json.loads(prompt), answer)
-        for prompt, answers in several.items()
-        if len(dict.fromkeys(answers)) >= ANSWERS
-        for answer in list(dict.fromkeys(answers))[:ANSWERS]
+    pairs = {json.dumps(messages(row["prompt"])): row for row in lines(path)}
+    asked = [(json.loads(prompt), row) for prompt, row in pairs.items()]
+    together = []
+    for number, (prompt, row) in enumerate(asked[: rows // ANSWERS]):
+        others = [other["chosen"] for _, other in asked[number + 1 :]]
+        answers = dict.fromkeys([row["chosen"], row["rejected"], *others])
+        together += [(prompt, answer) for answer in list(answers)[:ANSWERS]]
+    unrelated = [(prompt, row["chosen"]) for prompt, row in asked[:rows]]
+    return {"unrelated": unrelated, "eight_answers": together}
+
+
+def of_lists(path: Path, rows: int) -> list:
+    """(messages, answer) of the first prompts with `ANSWERS` candidates or more."""
+    lists = [
+        (messages(row["prompt"]), list(dict.fromkeys(row["candidates"]))) for row in lines(path)
     ]
-    return unrelated[:rows], together[: rows // ANSWERS * ANSWERS]
+    long = [(prompt, answers) for prompt, answers in lists if len(answers) >= ANSWERS]
+    return [(p, answer) for p, answers in long[: rows // ANSWERS] for answer in answers[:ANSWERS]]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
