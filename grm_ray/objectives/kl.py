@@ -7,6 +7,7 @@ KL(pi || ref) from `d = logp - ref_logp` of the drawn token alone, in nats.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -36,6 +37,62 @@ def k3(logp_T: torch.Tensor, ref_logp_T: torch.Tensor) -> torch.Tensor:
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 
 
+def kl_loss(logp_T: torch.Tensor, ref_logp_T: torch.Tensor, kind: Estimator) -> torch.Tensor:
+    """KL as a loss: the value of `kind`, the gradient of k2 ("straight-through").
+
+    With tokens drawn from the policy, the mean gradient of k2 is that of KL(pi || ref). k1 as a
+    loss would have gradient zero on average, and k3 that of KL(ref || pi).
+
+    Returns:
+        `(T,)` fp32, to be divided by the global token count.
+
+    Raises:
+        ValueError: unknown `kind`.
+    """
+    value_T = _estimator(kind)(logp_T, ref_logp_T.detach()).detach()
+    slope_T = k2(logp_T, ref_logp_T.detach())
+    return value_T + (slope_T - slope_T.detach())
+
+
+def chi_squared(log_ratio_B: torch.Tensor) -> torch.Tensor:
+    """`(e^l - 1) + (e^-l - 1)` of each row: its mean estimates chi^2(pi || ref) on rows from pi.
+
+    Laidlaw et al. 2024, "Correlated Proxies" (arXiv 2403.03185), as their code has it: the second
+    part has mean zero under the policy and takes variance away, and beyond `|l| = 10` each exp goes
+    on as its tangent. The penalty is the square root of the mean, over the *whole* batch
+    (`sqrt_chi_squared_slope`).
+
+    Args:
+        log_ratio_B: `l`, log-prob of the whole row under pi minus that under ref, with gradient.
+
+    Returns:
+        `(B,)` fp32, 0 or more.
+    """
+    log_ratio_B = log_ratio_B.float()
+    return _expm1(log_ratio_B) + _expm1(-log_ratio_B)
+
+
+def sqrt_chi_squared_slope(mean: float, least: float = 1e-4) -> float:
+    """d sqrt(max(m, least)) / d m at the batch's mean of `chi_squared`.
+
+    The root is over the whole batch, whose rows are spread over ranks and micro-batches: with this
+    factor on its rows' part of the mean, each has its part of the root's gradient.
+    """
+    return 0.5 / math.sqrt(mean) if mean > least else 0.0
+
+
+def _expm1(x: torch.Tensor, far: float = 10.0) -> torch.Tensor:
+    """`exp(x) - 1`, and beyond `far` the tangent from there: no overflow."""
+    near = x.clamp_max(far)
+    return torch.expm1(near) + math.exp(far) * (x - near)
+
+
+def _estimator(kind: Estimator) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    if kind not in ESTIMATORS:
+        raise ValueError(f"unknown KL estimator '{kind}'; known: {', '.join(ESTIMATORS)}")
+    return ESTIMATORS[kind]
+
+
 def kl_rewards(
     scores_B: torch.Tensor,
     logp_T: torch.Tensor,
@@ -60,15 +117,14 @@ def kl_rewards(
     Raises:
         ValueError: unknown `kind`, sizes that do not fit, or a row without a token for its score.
     """
-    if kind not in ESTIMATORS:
-        raise ValueError(f"unknown KL estimator '{kind}'; known: {', '.join(ESTIMATORS)}")
+    estimate = _estimator(kind)
     lengths_B = row_lengths(offsets_B1, len(logp_T))
     if len(scores_B) != len(lengths_B):
         raise ValueError(f"{len(scores_B)} scores for {len(lengths_B)} rows")
     if bool((lengths_B == 0).any()):
         row = int((lengths_B == 0).nonzero()[0])
         raise ValueError(f"row {row} has no tokens: its score would fall on another row's token")
-    rewards_T = -beta * ESTIMATORS[kind](logp_T.detach(), ref_logp_T.detach())
+    rewards_T = -beta * estimate(logp_T.detach(), ref_logp_T.detach())
     last_B = (offsets_B1[1:] - 1).long().to(rewards_T.device)
     return rewards_T.index_add(0, last_B, scores_B.detach().float().to(rewards_T.device))
 

@@ -10,26 +10,72 @@ from __future__ import annotations
 
 import torch
 
+from grm_ray.objectives.rows import row_lengths
+
 
 def clipped_policy_loss(
-    logp_T: torch.Tensor, old_logp_T: torch.Tensor, advantages_T: torch.Tensor, clip: float
+    logp_T: torch.Tensor,
+    old_logp_T: torch.Tensor,
+    advantages_T: torch.Tensor,
+    clip: float,
+    clip_high: float | None = None,
+    dual_clip: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`-min(ratio * A, clip(ratio, 1 - clip, 1 + clip) * A)` (Schulman et al. 2017, equation 7).
 
     Args:
         logp_T: log-probs of the chosen tokens under the policy that learns, with gradient.
-        old_logp_T: under the policy that wrote them; `ratio = exp(logp - old_logp)`.
+        old_logp_T: under the policy that wrote them; `ratio = exp(logp - old_logp)`. For GSPO,
+            `sequence_logps` of both.
         advantages_T: constants.
         clip: how far from 1 a ratio may go in the direction the advantage asks for.
+        clip_high: the same upwards, where it is another ("clip-higher", Yu et al. 2025, DAPO,
+            arXiv 2503.14476); None: `clip`.
+        dual_clip: above 1; where the advantage is negative, the loss stays below
+            `dual_clip * |A|` however far the ratio has risen (Ye et al. 2020, arXiv 1912.09729).
 
     Returns:
-        `(loss_T, clipped_T)`: fp32, to be divided by the global token count; and where the clipped
+        `(loss_T, clipped_T)`: fp32, to be divided by the global token count; and where a clipped
         branch is taken, which means that the token has no gradient.
+
+    Raises:
+        ValueError: `dual_clip` is not above 1: it would clip what has not moved.
     """
+    if dual_clip is not None and not dual_clip > 1.0:
+        raise ValueError(f"dual_clip must be above 1, not {dual_clip}")
     ratio_T = (logp_T.float() - old_logp_T.float()).exp()
     plain_T = -advantages_T * ratio_T
-    clipped_T = -advantages_T * ratio_T.clamp(1.0 - clip, 1.0 + clip)
-    return torch.maximum(plain_T, clipped_T), (clipped_T > plain_T).detach()
+    high = clip if clip_high is None else clip_high
+    clipped_T = -advantages_T * ratio_T.clamp(1.0 - clip, 1.0 + high)
+    loss_T, taken_T = torch.maximum(plain_T, clipped_T), clipped_T > plain_T
+    if dual_clip is not None:
+        most_T = torch.where(advantages_T < 0, -advantages_T * dual_clip, torch.inf)
+        taken_T = taken_T | (loss_T > most_T)
+        loss_T = torch.minimum(loss_T, most_T)
+    return loss_T, taken_T.detach()
+
+
+def sequence_logps(
+    logp_T: torch.Tensor, old_logp_T: torch.Tensor, offsets_B1: torch.Tensor
+) -> torch.Tensor:
+    """What stands for `logp` when a row has one ratio: GSPO (Zheng et al. 2025, arXiv 2507.18071).
+
+    `s_i = exp(mean_t(logp - old_logp))`, the geometric mean of the row's ratios, is the ratio of
+    each of its tokens: `exp(result - old_logp) = s_i`. The gradient is that of `s_i` where the loss
+    is then averaged over the tokens of the row.
+
+    Args:
+        logp_T, old_logp_T, offsets_B1: tokens of whole rows, row i at
+            `[offsets[i]:offsets[i + 1]]`.
+
+    Returns:
+        `(T,)` fp32, with gradient.
+    """
+    lengths_B = row_lengths(offsets_B1, len(logp_T)).to(logp_T.device)
+    row_T = torch.repeat_interleave(torch.arange(len(lengths_B), device=logp_T.device), lengths_B)
+    moved_T = logp_T.float() - old_logp_T.float()
+    sums_B = moved_T.new_zeros(len(lengths_B)).index_add(0, row_T, moved_T)
+    return old_logp_T.float() + (sums_B / lengths_B.clamp_min(1))[row_T]
 
 
 def clipped_value_loss(

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from grm_ray.objectives.advantages import gae, masked_moments, whiten
+from grm_ray.objectives.advantages import (
+    gae,
+    group_relative,
+    leave_one_out,
+    masked_moments,
+    returns_to_go,
+    whiten,
+)
 
 OFFSETS = torch.tensor([0, 3, 3, 4, 9])  # four rows, one of them empty
 
@@ -137,3 +144,72 @@ def test_masked_values_do_not_count() -> None:
 def test_equal_values_whiten_to_zero_even_if_the_variance_rounds_below_it() -> None:
     whitened_T = whiten(torch.full((4,), 0.1), float(torch.tensor(0.1)), -1e-18)
     torch.testing.assert_close(whitened_T, torch.zeros(4), atol=1e-3, rtol=0.0)
+
+
+def test_credit_passes_over_tokens_of_others_without_fading() -> None:
+    # With the two masked tokens cut out, this is the hand-worked row.
+    advantages_T, returns_T = gae(
+        torch.tensor([0.0, 1.0, 0.0, 9.0, 9.0, 8.0]),
+        torch.tensor([5.0, 1.0, 2.0, 7.0, -7.0, 4.0]),
+        torch.tensor([0, 1, 6]),
+        gamma=0.5,
+        lam=0.5,
+        mask_T=torch.tensor([0, 1, 1, 0, 0, 1]),
+    )
+    assert advantages_T.tolist() == [0.0, 1.25, 1.0, 0.0, 0.0, 4.0]
+    assert returns_T.tolist() == [5.0, 2.25, 3.0, 7.0, -7.0, 8.0]
+
+
+def test_a_mask_of_ones_changes_nothing() -> None:
+    rewards_T, values_T = _random()
+    plain = gae(rewards_T, values_T, OFFSETS, 0.9, 0.5)
+    masked = gae(rewards_T, values_T, OFFSETS, 0.9, 0.5, torch.ones(9, dtype=torch.bool))
+    assert all(torch.equal(a, b) for a, b in zip(plain, masked, strict=True))
+
+
+def test_returns_to_go_are_discounted_sums_within_a_row() -> None:
+    returns_T = returns_to_go(torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([0, 3, 4]), 0.5)
+    assert returns_T.tolist() == [3.0, 4.0, 4.0, 8.0]
+
+
+# Two prompts, their answers mixed: rewards 1, 2, 6 of one and 4, 0 of the other.
+REWARDS, PROMPTS = torch.tensor([1.0, 4.0, 2.0, 0.0, 6.0]), torch.tensor([7, 3, 7, 3, 7])
+
+
+def test_leave_one_out_by_hand() -> None:
+    advantages_B = leave_one_out(REWARDS, PROMPTS)
+    torch.testing.assert_close(advantages_B, torch.tensor([-3.0, 4.0, -1.5, -4.0, 4.5]))
+
+
+def test_group_relative_by_hand() -> None:
+    centred_B = torch.tensor([-2.0, 2.0, -1.0, -2.0, 3.0])
+    torch.testing.assert_close(group_relative(REWARDS, PROMPTS, scale=False), centred_B)
+    std_B = torch.tensor([7.0**0.5, 8.0**0.5, 7.0**0.5, 8.0**0.5, 7.0**0.5])
+    torch.testing.assert_close(
+        group_relative(REWARDS, PROMPTS, scale=True, eps=0.0), centred_B / std_B
+    )
+
+
+@pytest.mark.parametrize(
+    "estimate",
+    [
+        leave_one_out,
+        lambda r, p: group_relative(r, p, True),
+        lambda r, p: group_relative(r, p, False),
+    ],
+    ids=["rloo", "grpo", "dr_grpo"],
+)
+def test_group_estimators_follow_a_permutation_and_ignore_a_shift(estimate) -> None:
+    order = torch.tensor([4, 0, 3, 1, 2])
+    plain_B = estimate(REWARDS, PROMPTS)
+    torch.testing.assert_close(estimate(REWARDS[order], PROMPTS[order]), plain_B[order])
+    shifted_B = REWARDS + torch.tensor([5.0, -9.0, 5.0, -9.0, 5.0])
+    torch.testing.assert_close(estimate(shifted_B, PROMPTS), plain_B)
+    equal_B = estimate(torch.full((5,), 0.1), PROMPTS)
+    torch.testing.assert_close(equal_B, torch.zeros(5))
+
+
+def test_one_answer_has_no_others() -> None:
+    with pytest.raises(ValueError, match="row 1 is its prompt's only answer"):
+        leave_one_out(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 1, 0]))
+    assert group_relative(torch.tensor([5.0]), torch.tensor([0]), scale=True).tolist() == [0.0]

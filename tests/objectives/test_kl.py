@@ -7,7 +7,17 @@ import math
 import pytest
 import torch
 
-from grm_ray.objectives.kl import AdaptiveKL, FixedKL, k1, k2, k3, kl_rewards
+from grm_ray.objectives.kl import (
+    AdaptiveKL,
+    FixedKL,
+    chi_squared,
+    k1,
+    k2,
+    k3,
+    kl_loss,
+    kl_rewards,
+    sqrt_chi_squared_slope,
+)
 
 POLICY = torch.tensor([0.2, 0.3, 0.5]).log()
 REFERENCE = torch.tensor([0.5, 0.3, 0.2]).log()
@@ -28,6 +38,46 @@ def test_k3_is_never_negative_and_zero_where_both_agree() -> None:
     assert (k3(d_T, torch.zeros_like(d_T)) >= 0).all()
     assert (k3(-d_T, torch.zeros_like(d_T)) >= 0).all()
     assert k3(POLICY, POLICY).tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
+def test_the_loss_has_its_estimators_value_and_the_gradient_of_the_kl(kind) -> None:
+    logits = torch.tensor([0.3, -0.7, 1.1], requires_grad=True)
+    logp = logits.log_softmax(0)
+    (exact,) = torch.autograd.grad((logp.exp() * (logp - REFERENCE)).sum(), logits)
+    logp = logits.log_softmax(0)
+    loss_T = kl_loss(logp, REFERENCE, kind)
+    wanted = {"k1": k1, "k2": k2, "k3": k3}[kind](logp, REFERENCE)
+    torch.testing.assert_close(loss_T.detach(), wanted.detach())
+    # Tokens drawn from the policy: the expectation weighs with its probabilities, held constant.
+    (found,) = torch.autograd.grad((logp.exp().detach() * loss_T).sum(), logits)
+    torch.testing.assert_close(found, exact)
+
+
+def test_chi_squared_by_hand() -> None:
+    found_B = chi_squared(torch.tensor([0.0, math.log(2.0), -math.log(2.0)]))
+    torch.testing.assert_close(found_B, torch.tensor([0.0, 0.5, 0.5]))
+    tail = chi_squared(torch.tensor([11.0], dtype=torch.float64)).item()
+    assert tail == pytest.approx(44051.93 - (1 - math.exp(-11)), rel=1e-6)
+    assert chi_squared(torch.tensor([1e4])).isfinite().all()
+
+
+def test_chi_squared_is_the_mean_under_the_policy() -> None:
+    mean = (POLICY.exp() * chi_squared(POLICY - REFERENCE)).sum().item()
+    exact = (POLICY.exp().square() / REFERENCE.exp()).sum().item() - 1
+    assert exact == pytest.approx(0.63) and mean == pytest.approx(exact, abs=1e-6)
+
+
+def test_parts_of_the_batch_give_the_gradient_of_the_root() -> None:
+    l_B = torch.tensor([0.5, -1.0, 2.0, 0.1], requires_grad=True)
+    (whole,) = torch.autograd.grad(chi_squared(l_B).mean().sqrt(), l_B)
+    mean = chi_squared(l_B.detach()).mean().item()
+    parts = sum(
+        torch.autograd.grad(chi_squared(l_B)[at].sum() / 4 * sqrt_chi_squared_slope(mean), l_B)[0]
+        for at in (slice(0, 1), slice(1, 4))
+    )
+    torch.testing.assert_close(parts, whole)
+    assert sqrt_chi_squared_slope(1e-5) == 0.0
 
 
 def test_the_score_falls_on_the_last_token_only() -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from grm_ray.objectives.policy import clipped_policy_loss, clipped_value_loss
+from grm_ray.objectives.policy import (
+    clipped_policy_loss,
+    clipped_value_loss,
+    sequence_logps,
+)
 
 
 def test_at_ratio_1_clipping_has_no_effect() -> None:
@@ -26,6 +31,46 @@ def test_clips_only_where_the_ratio_went_the_way_the_advantage_asks() -> None:
     torch.testing.assert_close(loss_T.detach(), torch.tensor([-1.2, -0.5, 1.5, 0.8]))
     assert clipped_T.tolist() == [True, False, False, True]
     torch.testing.assert_close(logp_T.grad, torch.tensor([0.0, -0.5, 1.5, 0.0]))
+
+
+def test_clip_higher_leaves_room_upwards_only() -> None:
+    ratio_T = torch.tensor([1.25, 1.5, 0.5])
+    advantages_T = torch.tensor([1.0, 1.0, -1.0])
+    loss_T, clipped_T = clipped_policy_loss(
+        ratio_T.log(), torch.zeros(3), advantages_T, 0.2, clip_high=0.28
+    )
+    torch.testing.assert_close(loss_T, torch.tensor([-1.25, -1.28, 0.8]))
+    assert clipped_T.tolist() == [False, True, True]
+
+
+def test_dual_clip_bounds_the_loss_of_bad_tokens_only() -> None:
+    logp_T = torch.tensor([10.0, 10.0, 2.0]).log().requires_grad_()
+    advantages_T = torch.tensor([-1.0, 1.0, -1.0])
+    loss_T, clipped_T = clipped_policy_loss(
+        logp_T, torch.zeros(3), advantages_T, 0.2, dual_clip=3.0
+    )
+    loss_T.sum().backward()
+    torch.testing.assert_close(loss_T.detach(), torch.tensor([3.0, -1.2, 2.0]))
+    assert clipped_T.tolist() == [True, True, False]
+    assert logp_T.grad is not None
+    torch.testing.assert_close(logp_T.grad, torch.tensor([0.0, 0.0, 2.0]))
+    with pytest.raises(ValueError, match="above 1"):
+        clipped_policy_loss(logp_T, torch.zeros(3), advantages_T, 0.2, dual_clip=1.0)
+
+
+def test_a_sequence_has_the_geometric_mean_of_its_ratios() -> None:
+    offsets = torch.tensor([0, 2, 2, 5])
+    ratio_T = torch.tensor([2.0, 8.0, 1.0, 1.0, 27.0])
+    old_T = torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0])
+    logp_T = (old_T + ratio_T.log()).requires_grad_()
+    made_T = sequence_logps(logp_T, old_T, offsets)
+    wanted = torch.tensor([4.0, 4.0, 3.0, 3.0, 3.0])
+    torch.testing.assert_close((made_T - old_T).exp().detach(), wanted)
+    # Averaged over a row's tokens, the gradient is that of s_i = exp(mean(log ratio)): s_i / k.
+    lengths_T = torch.tensor([2.0, 2.0, 3.0, 3.0, 3.0])
+    ((made_T - old_T).exp() / lengths_T).sum().backward()
+    assert logp_T.grad is not None
+    torch.testing.assert_close(logp_T.grad, wanted / lengths_T)
 
 
 def test_over_the_global_count_any_split_gives_the_same_gradient() -> None:
