@@ -19,12 +19,11 @@ from grm_ray.data.chat import ScoringContract
 from grm_ray.models import backbone
 from grm_ray.models.checkpoint import (
     check_reward_model,
-    check_same_head,
     is_ours,
     is_whole,
     reward_contract,
-    starting_folder,
 )
+from grm_ray.models.starting import check_same_head, starting_folder
 from grm_ray.runtime.placement import Bundle, Node, bundles, fit
 from grm_ray.runtime.tracking import check_backends
 from grm_ray.training.reward_loss import RewardLoss

@@ -11,7 +11,8 @@ from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.config.schema import Dtype, Source, Workers
 from grm_ray.data import files
 from grm_ray.models.backbone import resolve, resolve_dtype
-from grm_ray.models.checkpoint import model_identity, starting_folder
+from grm_ray.models.checkpoint import model_identity
+from grm_ray.models.starting import starting_folder
 
 # Raised where one config comes to mean another training (a default that changes, say).
 FORMAT = 2  # 2: every row of an epoch is trained on, the last step being shorter

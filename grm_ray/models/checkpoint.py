@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,99 +109,15 @@ def load_reward_model(
     meta = check_reward_model(folder)
     contract = reward_contract(folder, trust_remote_code, origin=str(path))
     source = Model(path=str(folder), dtype=dtype, trust_remote_code=trust_remote_code)
-    model = _load(folder, source)
+    model = read_reward_model(folder, source)
     return model.eval().requires_grad_(False), contract, meta["fingerprint"]
 
 
-def start_reward_model(source: Model, path: str, head: Head, new_head: bool) -> RewardModel:
-    """What training starts from: a language model and a new head, or a saved reward model.
+def read_reward_model(folder: Path, source: Model, dropout: float | None = None) -> RewardModel:
+    """The reward model in `folder`, head included, as `source` wants it: dtype, adapter.
 
     Args:
-        path: folder (or hub id) of `source`; a reward model there brings its head.
-        new_head: a new head although there is one.
-
-    Raises:
-        ValueError: the saved head is of another form than `head`, or the folder is damaged.
-    """
-    folder = starting_folder(path)
-    if folder is None:
-        return RewardModel(load_causal_lm(source, path), head)
-    if new_head:
-        return RewardModel(_load(folder, source).lm, head)
-    check_same_head(folder, head)
-    return _load(folder, source, head.dropout)
-
-
-def starting_contract(
-    path: str, tokenizer: Any, max_length: int, truncation: str, new_head: bool, trust: bool
-) -> ScoringContract:
-    """How training reads conversations that starts from `path`: a head that is kept goes on to be
-    read where it was, on the same tokens; length and truncation are the config's.
-
-    Raises:
-        ValueError: the tokenizer is not the contract's.
-    """
-    folder = None if new_head else starting_folder(path)
-    if folder is None:
-        return ScoringContract.of(tokenizer, max_length, truncation)
-    contract = reward_contract(folder, trust, origin=path)
-    contract.check(tokenizer)
-    return replace(contract, max_length=max_length, truncation=truncation)
-
-
-def starting_folder(path: str) -> Path | None:
-    """The folder of the reward model that a model's path names; None: it is no reward model.
-
-    Of a hub id, only what is a reward model is downloaded here.
-
-    Raises:
-        ValueError: it holds a head that cannot be read, or a part of one.
-    """
-    if is_hub_id(path):
-        return local_folder(path) if _is_hub_reward_model(path) else None
-    folder = Path(path)
-    holds = folder.is_dir() and (is_ours(folder) or foreign.holds_head(folder))
-    return folder if holds else None
-
-
-def _is_hub_reward_model(path: str) -> bool:
-    """Whether a hub id is a reward model of ours or in a layout of `models.foreign`, by its small
-    files."""
-    from transformers.utils import cached_file
-
-    quiet = {
-        "_raise_exceptions_for_missing_entries": False,
-        "_raise_exceptions_for_connection_errors": False,
-        "_raise_exceptions_for_gated_repo": False,
-    }
-    try:
-        if cached_file(path, META_FILE, **quiet) is not None:
-            return True
-        described = cached_file(path, "config.json", **quiet)
-    except OSError:  # loading the model will say what is wrong with the id
-        return False
-    return described is not None and foreign.describes_reward_model(Path(described))
-
-
-def check_same_head(folder: Path, head: Head) -> None:
-    """That a saved head can be trained on as `head`; how much dropout it has is free.
-
-    Raises:
-        ValueError: it is of another form.
-    """
-    saved = head_of(folder)
-    form = {"dropout", *(("hidden",) if head.kind == saved.kind == "linear" else ("bias",))}
-    if saved.model_dump(exclude=form) != head.model_dump(exclude=form):
-        unset = Head().model_dump()
-        given = {k: v for k, v in saved.model_dump(exclude={"dropout"}).items() if v != unset[k]}
-        raise ValueError(
-            f"{folder} is a reward model with another head than the config's; write head: "
-            f"{given or 'nothing (the default)'}, or new_head: true to begin with a new one"
-        )
-
-
-def _load(folder: Path, source: Model, dropout: float | None = None) -> RewardModel:
-    """The reward model in `folder`, head included, in the dtype of `source`.
+        dropout: of the head; None: what it was saved with.
 
     Raises:
         ValueError: tensors missing or left over, or a folder of ours that is not as it was written.

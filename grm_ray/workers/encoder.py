@@ -19,7 +19,7 @@ from grm_ray.data import survey
 from grm_ray.data.encode import encode_pairs, encode_prompts, encode_rated
 from grm_ray.data.sources import Prompt, Quarantine
 from grm_ray.models.backbone import load_tokenizer
-from grm_ray.models.checkpoint import starting_contract
+from grm_ray.models.starting import starting_contract
 from grm_ray.runtime import logs
 
 

@@ -10,18 +10,13 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from safetensors import SafetensorError
 
-from grm_ray.config.load import ConfigError
 from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.data.packing import group_tokens, micro_batches, pack
 from grm_ray.models.backbone import adapter_off, is_lora, load_tokenizer, resolve_dtype
 from grm_ray.models.card import model_card
-from grm_ray.models.checkpoint import (
-    save_reward_model,
-    start_reward_model,
-    starting_contract,
-)
+from grm_ray.models.checkpoint import save_reward_model
+from grm_ray.models.starting import start_reward_model, starting_contract
 from grm_ray.objectives.preference import regression
 from grm_ray.runtime import logs
 from grm_ray.training.engine import ZeroEngine, address, join_group
@@ -54,10 +49,7 @@ class RewardTrainer:
         join_group(self._rank, self._world, *meeting)
         torch.manual_seed(config.seed)  # equal heads and adapters on every rank
         np.random.seed(config.seed)
-        try:
-            self._model = start_reward_model(config.model, self._path, config.head, config.new_head)
-        except (ValueError, SafetensorError) as error:
-            raise ConfigError(str(error)) from None
+        self._model = start_reward_model(config.model, self._path, config.head, config.new_head)
         if config.model.frozen:
             self._model.lm.requires_grad_(False)
         self._tokenizer = load_tokenizer(self._path, config.model.trust_remote_code)

@@ -18,14 +18,13 @@ from grm_ray.models.checkpoint import (
     META_FILE,
     _fingerprint,
     check_reward_model,
-    check_same_head,
     load_reward_model,
     reward_contract,
     save_causal_lm,
     save_reward_model,
-    start_reward_model,
 )
 from grm_ray.models.reward_model import RewardModel
+from grm_ray.models.starting import check_same_head, start_reward_model
 from tests.models.scoring import packed_scores, reward_model
 
 HEADS = {

@@ -21,11 +21,9 @@ from grm_ray.models.checkpoint import (
     load_reward_model,
     reward_contract,
     save_reward_model,
-    start_reward_model,
-    starting_contract,
-    starting_folder,
 )
 from grm_ray.models.reward_model import answer_logprobs
+from grm_ray.models.starting import start_reward_model, starting_contract, starting_folder
 from tests.models.scoring import conversations, packed_scores
 
 WEIGHTS = "model.safetensors"
