@@ -122,3 +122,79 @@ def overlong_penalty(
         raise ValueError(f"{len(rewards_B)} rewards, but {len(lengths_B)} lengths")
     over_B = (lengths_B.to(rewards_B.dtype) - (longest - margin)) / margin
     return rewards_B - penalty * over_B.clamp(0.0, 1.0)
+
+
+class RunningRange:
+    """Lowest and highest of all scores so far; they become 0 and 1.
+
+    One of the rivals of PAR in Fu et al. 2025 (arXiv 2502.18770). A single outlier sets the scale
+    for good: `RunningNormalizer` is steadier.
+
+    Attributes:
+        low, high: None before the first score.
+    """
+
+    def __init__(self) -> None:
+        self.low: float | None = None
+        self.high: float | None = None
+
+    def update(self, scores_B: torch.Tensor) -> None:
+        """Take in a batch, which may be empty.
+
+        Raises:
+            ValueError: a score is not finite; the state is then as before.
+        """
+        if not scores_B.numel():
+            return
+        low, high = (float(end) for end in scores_B.detach().double().aminmax())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"not all of {scores_B.numel()} scores are finite")
+        self.low = low if self.low is None else min(self.low, low)
+        self.high = high if self.high is None else max(self.high, high)
+
+    def normalize(self, scores_B: torch.Tensor) -> torch.Tensor:
+        """`(scores - low) / (high - low)`, fp32, held within [0, 1]; changes no state.
+
+        0.5 until two scores differ.
+        """
+        if self.low is None or self.high is None or self.low == self.high:
+            return torch.full_like(scores_B, 0.5, dtype=torch.float32)
+        return ((scores_B.double() - self.low) / (self.high - self.low)).clamp(0.0, 1.0).float()
+
+    def state_dict(self) -> dict[str, float | None]:
+        return {"low": self.low, "high": self.high}
+
+    def load_state_dict(self, state: dict[str, float | None]) -> None:
+        self.low, self.high = state["low"], state["high"]
+
+
+def clip_to_spread(
+    scores_B: torch.Tensor, seen: RunningNormalizer, width: float = 1.0
+) -> torch.Tensor:
+    """Scores held within `mean +- width * std` of all scores seen, in the unit they come in.
+
+    Fu et al. 2025 (arXiv 2502.18770), with `width` 1, after `seen` took in the batch. Until two
+    scores differ there is no spread, and nothing is clipped.
+
+    Raises:
+        ValueError: `width` is not above 0.
+    """
+    if not width > 0.0:
+        raise ValueError(f"a width must be above 0, not {width}")
+    if not seen._squares:
+        return scores_B
+    return scores_B.clamp(seen.mean - width * seen.std, seen.mean + width * seen.std)
+
+
+def tanh(scores_B: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """`scale * tanh(scores / scale)`: like `clip` to `scale`, but smooth; small scores stay.
+
+    Args:
+        scale: the bound, in units of reward, above 0.
+
+    Raises:
+        ValueError: `scale` is not above 0.
+    """
+    if not scale > 0.0:
+        raise ValueError(f"a scale must be above 0, not {scale}")
+    return scale * torch.tanh(scores_B / scale)

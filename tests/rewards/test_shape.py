@@ -7,7 +7,15 @@ import json
 import pytest
 import torch
 
-from grm_ray.rewards.shape import RunningNormalizer, clip, missing_eos_penalty, overlong_penalty
+from grm_ray.rewards.shape import (
+    RunningNormalizer,
+    RunningRange,
+    clip,
+    clip_to_spread,
+    missing_eos_penalty,
+    overlong_penalty,
+    tanh,
+)
 
 
 def _scores() -> torch.Tensor:
@@ -100,3 +108,68 @@ def test_the_overlong_penalty_grows_evenly_within_the_margin() -> None:
             overlong_penalty(torch.ones(6), lengths_B, 20, margin, penalty)
     with pytest.raises(ValueError, match="5 rewards, but 6 lengths"):
         overlong_penalty(torch.ones(5), lengths_B, 20, 4, 0.5)
+
+
+def test_the_lowest_score_so_far_becomes_0_and_the_highest_1() -> None:
+    scores_B = _scores()
+    for sizes in ([100], [1, 0, 59, 40], [1] * 100):
+        span = RunningRange()
+        for part in scores_B.split(sizes):
+            span.update(part)
+        normal_B = span.normalize(scores_B)
+        assert (normal_B.min().item(), normal_B.max().item()) == (0.0, 1.0)
+        assert torch.equal(normal_B.argsort(), scores_B.argsort())
+    span.update(torch.tensor([2000.0]))
+    assert span.normalize(scores_B).max().item() < 0.02
+
+
+def test_scores_beyond_the_range_are_held_within_it() -> None:
+    span = RunningRange()
+    span.update(torch.tensor([2.0, 6.0]))
+    assert span.normalize(torch.tensor([1.0, 3.0, 9.0])).tolist() == [0.0, 0.25, 1.0]
+
+
+def test_before_two_scores_differ_all_lie_in_the_middle() -> None:
+    span = RunningRange()
+    assert span.normalize(torch.tensor([2, 3])).tolist() == [0.5, 0.5]
+    span.update(torch.tensor([5.0, 5.0]))
+    assert span.normalize(torch.tensor([5.0, 7.0])).tolist() == [0.5, 0.5]
+
+
+def test_a_ranges_state_survives_json_bit_for_bit() -> None:
+    for scores_B in (_scores()[:0], _scores()):
+        span, restored = RunningRange(), RunningRange()
+        span.update(scores_B)
+        restored.load_state_dict(json.loads(json.dumps(span.state_dict())))
+        assert restored.state_dict() == span.state_dict()
+        assert torch.equal(restored.normalize(_scores()), span.normalize(_scores()))
+
+
+def test_a_score_that_is_not_finite_leaves_no_trace_in_a_range() -> None:
+    span = RunningRange()
+    span.update(torch.tensor([1.0, 2.0]))
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="not all of 2 scores are finite"):
+            span.update(torch.tensor([9.0, bad]))
+    assert span.state_dict() == {"low": 1.0, "high": 2.0}
+
+
+def test_scores_are_clipped_to_the_spread_of_all_seen() -> None:
+    seen, scores_B = RunningNormalizer(), torch.tensor([-9.0, 2.5, 9.0])
+    seen.update(torch.tensor([2.0, 2.0]))
+    assert torch.equal(clip_to_spread(scores_B, seen), scores_B)
+    seen.update(torch.tensor([4.0, 4.0]))  # mean 3, standard deviation 1
+    assert clip_to_spread(scores_B, seen).tolist() == [2.0, 2.5, 4.0]
+    assert clip_to_spread(scores_B, seen, width=2.0).tolist() == [1.0, 2.5, 5.0]
+    with pytest.raises(ValueError, match="above 0, not 0.0"):
+        clip_to_spread(scores_B, seen, 0.0)
+
+
+def test_tanh_is_a_smooth_clip() -> None:
+    found_B = tanh(torch.tensor([-100.0, 0.0, 0.5, 100.0]))
+    assert found_B.tolist() == pytest.approx([-1.0, 0.0, 0.462117, 1.0], abs=1e-6)
+    assert tanh(torch.tensor([0.01, 1.5, 100.0]), 3.0).tolist() == pytest.approx(
+        [0.01, 3 * 0.462117, 3.0], abs=1e-5
+    )
+    with pytest.raises(ValueError, match="above 0, not -1.0"):
+        tanh(torch.zeros(1), -1.0)
