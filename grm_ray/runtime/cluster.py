@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 from grm_ray.config.load import ConfigError
-from grm_ray.runtime.placement import Bundle, Node, fit, this_machine
+from grm_ray.runtime.placement import Bundle, Node, fit, places, resources, this_machine
 
 
 @contextlib.contextmanager
@@ -101,7 +101,7 @@ def placement_group(wanted: Sequence[Bundle], timeout_s: float = 60) -> Iterator
     from ray.util.placement_group import placement_group as reserve
     from ray.util.placement_group import remove_placement_group
 
-    group = reserve([b.resources() for b in wanted], strategy="PACK")
+    group = reserve([resources(place) for place in places(wanted)], strategy="PACK")
     try:
         if not group.wait(timeout_s):
             free = {k: v for k, v in ray.available_resources().items() if k in {"CPU", "GPU"}}
@@ -152,7 +152,10 @@ def worker_options(group: Any, wanted: Sequence[Bundle], bundle: Bundle, threads
         "max_restarts": 0,  # the pool restarts what it can bring back into a known state
         "runtime_env": {"env_vars": environment},
         "scheduling_strategy": PlacementGroupSchedulingStrategy(
-            group, placement_group_bundle_index=list(wanted).index(bundle)
+            group,
+            placement_group_bundle_index=next(
+                i for i, place in enumerate(places(wanted)) if bundle in place
+            ),
         ),
     }
 

@@ -25,10 +25,7 @@ class Bundle:
     slot: int
     cpus: float
     gpus: float
-
-    def resources(self) -> dict[str, float]:
-        wanted = {"CPU": self.cpus, "GPU": self.gpus}
-        return {name: amount for name, amount in wanted.items() if amount > 0}
+    place: str = ""  # bundles with the same name here belong on the same devices
 
     def __str__(self) -> str:
         gpus = f" + {self.gpus:g} GPU" if self.gpus else ""
@@ -92,13 +89,53 @@ def this_machine() -> Node:
     return Node("this machine", cpus, gpus)
 
 
-def bundles(roles: dict[str, Workers]) -> list[Bundle]:
-    """One bundle a worker, role by role."""
+def bundles(roles: dict[str, Workers], share: Sequence[str] = ()) -> list[Bundle]:
+    """One bundle a worker, role by role.
+
+    Args:
+        share: roles whose workers of one number belong on the same devices.
+    """
     return [
-        Bundle(role, slot, workers.cpus, workers.gpus)
+        Bundle(role, i, workers.cpus, workers.gpus, f"{' + '.join(share)} {i}" * (role in share))
         for role, workers in roles.items()
-        for slot in range(workers.count)
+        for i in range(workers.count)
     ]
+
+
+def places(wanted: Sequence[Bundle]) -> list[list[Bundle]]:
+    """`wanted` in groups, each to be reserved as one, in the order of their first bundles."""
+    found: dict[str, list[Bundle]] = {}
+    for bundle in wanted:
+        found.setdefault(bundle.place or f"{bundle.role} {bundle.slot}", []).append(bundle)
+    return list(found.values())
+
+
+def resources(group: Sequence[Bundle]) -> dict[str, float]:
+    """What a group of `places` needs together, as Ray names it."""
+    wanted = {"CPU": sum(b.cpus for b in group), "GPU": sum(b.gpus for b in group)}
+    return {name: round(amount, 4) for name, amount in wanted.items() if amount > 0}
+
+
+class _Room:
+    """What is left of a node. A part of a GPU is a part of one device, as Ray hands them out."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self._cpus = node.cpus
+        self._devices = [1.0] * int(node.gpus)
+
+    def take(self, cpus: float, gpus: float) -> bool:
+        """Whether there was room; it is then taken."""
+        # Ray counts in ten-thousandths; without the slack 3 x 0.1 would not fit in 0.3.
+        share, count = (gpus, 1) if gpus < 1 else (1.0, round(gpus))
+        open_devices = [i for i, free in enumerate(self._devices) if free + 1e-6 >= share]
+        if self._cpus + 1e-6 < cpus or (gpus and len(open_devices) < count):
+            return False
+        self._cpus -= cpus
+        if gpus:
+            for i in sorted(open_devices, key=self._devices.__getitem__)[:count]:  # fullest first
+                self._devices[i] -= share
+        return True
 
 
 def fit(wanted: Sequence[Bundle], nodes: Sequence[Node]) -> dict[Bundle, Node]:
@@ -107,19 +144,20 @@ def fit(wanted: Sequence[Bundle], nodes: Sequence[Node]) -> dict[Bundle, Node]:
     Raises:
         ConfigError: naming what does not fit and what the cluster has.
     """
-    room = [(node, [node.cpus, node.gpus]) for node in nodes]  # two nodes may look the same
+    rooms = [_Room(node) for node in nodes]  # two nodes may look the same
     placed: dict[Bundle, Node] = {}
     left_over: list[Bundle] = []
-    for bundle in sorted(wanted, key=lambda b: (-b.gpus, -b.cpus)):
-        for node, free in room:
-            # Ray counts in ten-thousandths; without the slack 3 x 0.1 would not fit in 0.3.
-            if free[0] + 1e-6 >= bundle.cpus and free[1] + 1e-6 >= bundle.gpus:
-                free[0] -= bundle.cpus
-                free[1] -= bundle.gpus
-                placed[bundle] = node
-                break
+
+    def needs(group: list[Bundle]) -> tuple[float, float]:
+        return sum(b.gpus for b in group), sum(b.cpus for b in group)
+
+    for group in sorted(places(wanted), key=needs, reverse=True):
+        gpus, cpus = needs(group)
+        room = next((room for room in rooms if room.take(cpus, gpus)), None)
+        if room is None:
+            left_over += group
         else:
-            left_over.append(bundle)
+            placed |= dict.fromkeys(group, room.node)
     if left_over:
         cpus, gpus = sum(b.cpus for b in wanted), sum(b.gpus for b in wanted)
         raise ConfigError(

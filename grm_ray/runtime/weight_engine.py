@@ -11,7 +11,7 @@ import logging
 
 from grm_ray.runtime import scratch
 
-NAME = "shared_memory"
+NAME = "shared_memory"  # as in `rollout.weight_transfer`
 
 
 def register() -> None:

@@ -6,6 +6,7 @@ incarnation, so that versions only ever grow although the step goes back.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ import torch
 import xxhash
 
 SHARED_MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path("/tmp")
+ON_DEVICE = ""  # in place of a path: weights that stay on the learner's GPU
 _PREFIX = "grm_ray-weights-"
 _ALIGNMENT = 64  # bytes; a tensor can be viewed in its dtype only from an aligned place
 
@@ -36,7 +38,10 @@ class ChecksumError(RuntimeError):
 
 @dataclass(frozen=True)
 class WeightUpdate:
-    """Where one version's weights lie: a flat file in shared memory, and its table of contents."""
+    """Where one version's weights lie: a flat file in shared memory, and its table of contents.
+
+    `path` is `ON_DEVICE` where they go from GPU to GPU; the rest is then empty.
+    """
 
     version: Version
     path: str
@@ -78,6 +83,15 @@ class WeightFiles:
     def __init__(self) -> None:
         stem = SHARED_MEMORY / f"{_PREFIX}{os.getpid()}-"
         self._paths = [Path(f"{stem}{turn}") for turn in "ab"]
+
+    def reserve(self, size: int) -> None:
+        """Take up `size` bytes a file beforehand: while engines start, new pages cost nobody time.
+
+        Short of shared memory it is left to `write` to say so.
+        """
+        for path in self._paths:
+            with path.open("wb") as file, contextlib.suppress(OSError):
+                os.posix_fallocate(file.fileno(), 0, size)
 
     def write(self, weights: Iterable[tuple[str, torch.Tensor]], version: Version) -> WeightUpdate:
         """Lay `weights` end to end in the file whose turn it is."""

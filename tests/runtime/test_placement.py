@@ -4,7 +4,7 @@ import pytest
 
 from grm_ray.config.load import ConfigError
 from grm_ray.config.schema import Workers
-from grm_ray.runtime.placement import Node, bundles, declared, fit
+from grm_ray.runtime.placement import Node, bundles, declared, fit, places, resources
 
 
 def test_fractions_of_cpus_share_a_small_node():
@@ -48,3 +48,36 @@ def test_cluster_file(tmp_path):
 def test_two_nodes_that_look_the_same_are_two():
     nodes = [Node("vm", 1, 0), Node("vm", 1, 0)]
     assert len(fit(bundles({"a": Workers(count=2, cpus=1)}), nodes)) == 2
+
+
+def test_a_part_of_a_gpu_is_a_part_of_one_device():
+    fit(bundles({"a": Workers(count=4, cpus=0.5, gpus=0.5)}), [Node("n", 2, 2)])
+    with pytest.raises(ConfigError, match="No room for: a 2"):  # though 1.8 of 2 GPU are asked for
+        fit(bundles({"a": Workers(count=3, cpus=0.5, gpus=0.6)}), [Node("n", 2, 2)])
+    with pytest.raises(ConfigError, match="No room for: a 1"):  # nor with 2.2 of 2
+        fit(
+            [*bundles({"a": Workers(count=2, gpus=0.6)}), *bundles({"b": Workers(gpus=1)})],
+            [Node("n", 9, 2)],
+        )
+    with pytest.raises(ValueError, match="whole ones"):
+        Workers(gpus=1.5)
+
+
+def test_workers_that_share_devices_are_reserved_together():
+    roles = {
+        "learner": Workers(count=2, cpus=1, gpus=0.4),
+        "rollout": Workers(count=2, cpus=1, gpus=0.6),
+        "scorer": Workers(count=1, cpus=1, gpus=1),
+    }
+    wanted = bundles(roles, ("learner", "rollout"))
+    groups = places(wanted)
+    assert [[str(b).split(":")[0] for b in group] for group in groups] == [
+        ["learner 0", "rollout 0"],
+        ["learner 1", "rollout 1"],
+        ["scorer 0"],
+    ]
+    assert resources(groups[0]) == {"CPU": 2, "GPU": 1}
+    placed = fit(wanted, [Node("x", 2, 1), Node("y", 8, 2)])
+    assert placed[wanted[0]] == placed[wanted[2]] and placed[wanted[1]] == placed[wanted[3]]
+    with pytest.raises(ConfigError, match="No room for: learner 1: .*, rollout 1"):
+        fit(wanted, [Node("x", 4, 1), Node("y", 1, 2)])  # one CPU too few for two

@@ -61,3 +61,15 @@ def test_files_of_dead_writers_are_removed(sent):
     stale.write_bytes(b"x")
     weights.remove_stale()
     assert not stale.exists() and update.is_here
+
+
+def test_room_taken_up_beforehand_is_written_over_and_cut_to_size():
+    files = weights.WeightFiles()
+    try:
+        files.reserve(4096)
+        update = files.write([("a", torch.ones(3))], Version(1, 1))
+        assert os.path.getsize(update.path) == 64
+        assert [name for name, _ in weights.read(update)] == ["a"]
+        files.reserve(2**62)  # more than there is: nothing happens
+    finally:
+        files.remove()
