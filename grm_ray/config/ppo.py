@@ -6,16 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from grm_ray.config.policy import Ppo
+from grm_ray.config.rewards import Reward
 from grm_ray.config.schema import (
     Checkpoint,
     Cpus,
-    Dtype,
     Fraction,
     Head,
     Job,
     Model,
     NonNegative,
-    Optimizer,
     Positive,
     Rate,
     Section,
@@ -50,6 +50,9 @@ class Rollout(Section):
     # How many updates old the weights that write a step's rows may be. Above 0, generation runs
     # ahead while the learner is busy; see ppo.importance.
     staleness: NonNegative = 0
+    # How new weights reach the engines: through the machine's shared memory, with a checksum; from
+    # GPU to GPU; or within the one GPU that learner and engine share.
+    weight_transfer: Literal["shared_memory", "nccl", "ipc"] = "shared_memory"
     engine: Engine = Engine()
 
     @field_validator("top_p")
@@ -60,161 +63,35 @@ class Rollout(Section):
         return top_p
 
 
-class Overlong(Section):
-    """Up to `penalty` units of reward less for the last `margin` tokens before the limit (DAPO)."""
-
-    margin: Positive
-    penalty: Annotated[float, Field(ge=0)] = 1.0
-
-
-class Reward(Section):
-    """Proxy reward model, and the true reward that is only ever watched.
-
-    `true_reward`: a registered program, one's own `module:function`, or a saved reward model.
-    """
-
-    path: str
-    dtype: Dtype = "auto"
-    normalize: Literal["none", "first_batch", "running"] = "first_batch"
-    clip: Rate | None = 5.0
-    missing_eos_penalty: Annotated[float, Field(ge=0)] = 0.0
-    overlong: Overlong | None = None
-    true_reward: str | None = None
-    tokens_per_micro_batch: Positive = 2048
-
-
-class Kl(Section):
-    """Penalty on leaving the reference; `target` (nats an answer) makes `coefficient` adaptive.
-
-    `place`: in the reward, or beside it in the loss, there with the gradient of the KL itself.
-    null: as the papers have it, in the loss for grpo, dr_grpo and chi squared, else in the reward.
-    `estimator`: Schulman's k1, k2, k3; or the square root of chi squared over the rows of a batch
-    (Laidlaw et al. 2024), in the loss only, in units of the first rewards' standard deviation.
-    `reference`: another model of the same vocabulary; null: the policy as it was at the start.
-    `ema`: the reference follows the policy, keeping this share of itself each step.
-    """
-
-    coefficient: Annotated[float, Field(ge=0)] = 0.05
-    place: Literal["reward", "loss"] | None = None
-    estimator: Literal["k1", "k2", "k3", "sqrt_chi_squared"] = "k1"
-    target: Rate | None = None
-    horizon: Positive = 1000
-    reference: str | None = None
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-
-    @model_validator(mode="after")
-    def _one_reference(self) -> Kl:
-        if self.ema is not None and self.reference is not None:
-            raise ValueError("ema follows the policy, and reference is another model: set one")
-        return self
-
-    @model_validator(mode="after")
-    def _zero_cannot_adapt(self) -> Kl:
-        if self.target is not None and self.coefficient == 0:
-            raise ValueError("target needs a coefficient above 0: the controller multiplies it")
-        return self
-
-    @model_validator(mode="after")
-    def _a_root_over_the_batch_is_no_reward(self) -> Kl:
-        if self.estimator == "sqrt_chi_squared" and self.place == "reward":
-            raise ValueError("estimator sqrt_chi_squared is a loss: leave place out, or set loss")
-        return self
-
-
-# Estimators that give one advantage to all tokens of a row.
-BY_ROW = ("rloo", "grpo", "dr_grpo")
-Estimator = Literal["gae", "rloo", "grpo", "dr_grpo", "reinforce_pp", "reinforce_pp_baseline"]
-
-
-class Ppo(Section):
-    """`estimator`: of advantages. `gae` has a critic; the others compare with the prompt's other
-    answers (`rloo`, `grpo`, `dr_grpo`, `reinforce_pp_baseline`) or with the batch (`reinforce_pp`).
-    """
-
-    steps: Positive = 20
-    epochs: Positive = 1
-    minibatches: Positive = 1
-    estimator: Estimator = "gae"
-    clip: Rate = 0.2
-    # Upwards, where it is to be another one (DAPO's clip-higher).
-    clip_high: Rate | None = None
-    # How often |advantage| the loss of a bad token may be (Ye et al. 2020); null: no bound.
-    dual_clip: Annotated[float, Field(gt=1)] | None = None
-    # One ratio a token, or one a row (GSPO, whose ratios move so little that clip is about 3e-4).
-    ratio: Literal["token", "sequence"] = "token"
-    # Weighs what older weights wrote by pi_old / pi_engine, up to importance_cap: by one weight a
-    # token or one a row. null: a token where rollout.staleness is above 0, else none.
-    importance: Literal["none", "token", "sequence"] | None = None
-    importance_cap: Annotated[float, Field(ge=1)] = 2.0
-    # Each token of the update alike, each row alike, or each row over max_new_tokens. null: rows
-    # for grpo and sequence ratios, constant for dr_grpo, tokens for the others.
-    normalize_by: Literal["tokens", "rows", "constant"] | None = None
-    # Rows that ran into the length limit count in their prompt's baseline, but are not learned.
-    mask_unfinished: bool = False
-    # Units of reward a nat of entropy, over the whole vocabulary.
-    entropy_coefficient: Annotated[float, Field(ge=0)] = 0.0
-    value_clip: Rate = 0.2
-    value_coefficient: Annotated[float, Field(ge=0)] = 0.1
-    # Steps at the start in which the critic alone learns; the backbone stays as it is.
-    critic_warmup: NonNegative = 0
-    gamma: Fraction = 1.0
-    lam: Fraction = 0.95
-    # null: true for gae and the two reinforce_pp.
-    whiten_advantages: bool | None = None
-    kl: Kl = Kl()
-    optimizer: Optimizer = Optimizer()
-
-    @property
-    def penalty_place(self) -> str:
-        """`kl.place`, with null resolved."""
-        in_loss = self.estimator in ("grpo", "dr_grpo") or self.kl.estimator == "sqrt_chi_squared"
-        return self.kl.place or ("loss" if in_loss else "reward")
-
-    @model_validator(mode="after")
-    def _no_key_is_set_in_vain(self) -> Ppo:
-        unread = [] if self.estimator == "gae" else ["lam", "value_clip", "value_coefficient"]
-        if self.estimator in BY_ROW:
-            unread.append("gamma")
-        for key in unread:
-            if getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key}: estimator {self.estimator} has no use for it")
-        return self
-
-    @model_validator(mode="after")
-    def _an_average_is_of_whole_weights(self) -> Ppo:
-        if self.kl.ema is not None and self.optimizer.zero_stage == 3:
-            raise ValueError(
-                "kl.ema needs whole weights on every rank: optimizer.zero_stage 2 or less"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _a_critic_can_be_warmed_up(self) -> Ppo:
-        if self.critic_warmup and self.estimator != "gae":
-            raise ValueError(f"critic_warmup: estimator {self.estimator} has no critic")
-        if self.critic_warmup and not self.value_coefficient:
-            raise ValueError("critic_warmup: value_coefficient 0 leaves it nothing to learn")
-        if self.critic_warmup >= self.steps:
-            raise ValueError(
-                f"critic_warmup: {self.critic_warmup} of {self.steps} steps leave the policy none"
-            )
-        if self.critic_warmup and self.optimizer.weight_decay:
-            raise ValueError(
-                "critic_warmup: optimizer.weight_decay would change the policy meanwhile; set it "
-                "to 0"
-            )
-        return self
-
-
 class Evaluation(Section):
     """Held-out prompts: how many, and every how many steps (0: only before and after).
 
     `greedy`: beside the sampled answer, the most likely one too.
+    `kl`: also measure how far the policy is from the reference (`ppo.kl`), on the sampled answers,
+    which the learner reads for it: the axis of over-optimisation curves.
     """
 
     every: NonNegative = 0
     prompts: Positive = 48
     greedy: bool = False
+    kl: bool = False
+
+
+class Guard(Section):
+    """What to do when the policy begins to fool its reward: on held-out prompts, `by` has got
+    worse at each of `patience` evaluations in a row while the reward rose.
+
+    `by`: the true reward, or the disagreement of the reward's members. It counts as worse where the
+    interval of its change, prompt by prompt, leaves 0 out.
+    `action`: `warn`; `lower`, which divides the weight of the rewards by `factor` as it multiplies
+    that of the KL penalty by it; `stop`; or `roll_back`, which stops with the best policy
+    (`checkpoint.best_by`), be it the one at the start.
+    """
+
+    by: Literal["true_reward", "disagreement"] = "true_reward"
+    patience: Positive = 2
+    action: Literal["warn", "lower", "stop", "roll_back"] = "warn"
+    factor: Annotated[float, Field(gt=1)] = 2.0
 
 
 class PpoCheckpoint(Checkpoint):
@@ -241,9 +118,30 @@ class LearnerWorkers(Workers):
 
 
 class PpoWorkers(Section):
+    """`share_devices`: a rollout worker and a learner rank take turns on one GPU: the engine sleeps
+    during an update, and the optimizer's moments leave the GPU while answers are written.
+    """
+
     rollout: RolloutWorkers = RolloutWorkers()
     scorer: ScorerWorkers = ScorerWorkers()
     learner: LearnerWorkers = LearnerWorkers()
+    share_devices: bool = False
+
+    @model_validator(mode="after")
+    def _two_share_one_gpu(self) -> PpoWorkers:
+        if not self.share_devices:
+            return self
+        if not (self.rollout.gpus and self.learner.gpus):
+            raise ValueError(
+                "share_devices: rollout.gpus and learner.gpus must be above 0; CPUs are shared as "
+                "they are"
+            )
+        if self.rollout.count != self.learner.count or self.rollout.gpus + self.learner.gpus > 1:
+            raise ValueError(
+                "share_devices: a rollout worker and a learner rank share each GPU: give both the "
+                "same count, and gpus that add up to 1 at most"
+            )
+        return self
 
 
 class PpoJob(Job):
@@ -255,6 +153,7 @@ class PpoJob(Job):
     rollout: Rollout = Rollout()
     ppo: Ppo = Ppo()
     evaluation: Evaluation = Evaluation()
+    guard: Guard | None = None
     workers: PpoWorkers = PpoWorkers()
     checkpoint: PpoCheckpoint = PpoCheckpoint()
 
@@ -264,6 +163,61 @@ class PpoJob(Job):
             raise ValueError("policy.frozen: true would learn nothing")
         if self.value_head.attributes:
             raise ValueError("value_head.attributes: a critic has one value")
+        if self.value_head.members > 1:
+            raise ValueError("value_head.members: a critic has one value")
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_meet(self) -> PpoJob:
+        kind, workers = self.rollout.weight_transfer, self.workers
+        each = workers.learner.gpus, workers.rollout.gpus
+        if kind == "nccl" and not workers.share_devices and all(each) and min(each) < 1:
+            raise ValueError(
+                "rollout.weight_transfer: nccl needs whole GPUs: two ends on one cannot talk; give "
+                "learner and rollout gpus of 1 or more, or use shared_memory"
+            )
+        if kind != "shared_memory" and not all(each):
+            raise ValueError(
+                f"rollout.weight_transfer: {kind} goes from GPU to GPU, so workers.learner.gpus "
+                "and workers.rollout.gpus must be above 0; else it is shared_memory"
+            )
+        if kind == "ipc" and not (workers.share_devices and workers.learner.count == 1):
+            raise ValueError(
+                "rollout.weight_transfer: ipc is within one GPU: workers.share_devices: true with "
+                "one learner and one rollout worker"
+            )
+        if kind == "nccl" and workers.share_devices:
+            raise ValueError(
+                "rollout.weight_transfer: nccl cannot have two ends on one GPU, as "
+                "workers.share_devices has: use ipc or shared_memory"
+            )
+        engine = self.rollout.engine
+        if workers.share_devices and engine.tensor_parallel_size > 1:
+            raise ValueError("workers.share_devices: an engine on a part of a GPU has one rank")
+        if workers.share_devices and engine.gpu_memory_utilization > workers.rollout.gpus:
+            raise ValueError(
+                f"workers.share_devices: rollout.engine.gpu_memory_utilization is at most "
+                f"workers.rollout.gpus ({workers.rollout.gpus:g}), not "
+                f"{engine.gpu_memory_utilization:g}"
+            )
+        if workers.share_devices and self.ppo.optimizer.offload != "none":
+            raise ValueError(
+                "workers.share_devices: it moves the optimizer to host memory and back; "
+                "ppo.optimizer.offload keeps it there: leave one out"
+            )
+        if workers.share_devices and self.rollout.staleness:
+            raise ValueError(
+                "workers.share_devices: engines sleep during an update, so rollout.staleness is 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _older_weights_are_told_from_the_newest(self) -> PpoJob:
+        if self.ppo.old_logprobs == "engine" and self.rollout.staleness:
+            raise ValueError(
+                "ppo.old_logprobs: engine goes with rollout.staleness 0 only: importance weighs "
+                "the learner's log-probs by those of the older weights that wrote a row"
+            )
         return self
 
     @model_validator(mode="after")
@@ -298,6 +252,38 @@ class PpoJob(Job):
             raise ValueError(f"checkpoint.best_by: {best} needs evaluation.greedy: true")
         if best.endswith("true_reward") and self.reward.true_reward is None:
             raise ValueError(f"checkpoint.best_by: {best} needs reward.true_reward")
+        return self
+
+    @model_validator(mode="after")
+    def _a_guard_has_something_to_watch(self) -> PpoJob:
+        guard = self.guard
+        if guard is None:
+            return self
+        if not self.evaluation.every:
+            raise ValueError("guard: evaluation.every: 0 gives it nothing to watch")
+        if guard.by == "true_reward" and self.reward.true_reward is None:
+            raise ValueError("guard.by: true_reward needs reward.true_reward")
+        if guard.by == "disagreement" and self.reward.aggregate.name == "conjunction":
+            raise ValueError("guard.by: members of a conjunction have no scale to disagree on")
+        if guard.patience * self.evaluation.every > self.ppo.steps:
+            raise ValueError(
+                f"guard.patience: {guard.patience} evaluations, {self.evaluation.every} steps "
+                f"apart, do not come in {self.ppo.steps} steps"
+            )
+        best = self.checkpoint.best_by or "none"
+        if guard.action == "roll_back" and not best.endswith("true_reward"):
+            raise ValueError(
+                f"guard.action: roll_back needs checkpoint.best_by: true_reward, not {best}: the "
+                "policy that fools the reward has the best of it"
+            )
+        kl = self.ppo.kl
+        if guard.action == "lower" and (kl.target is not None or not kl.coefficient):
+            raise ValueError(
+                "guard.action: lower multiplies ppo.kl.coefficient, which must be above 0 and "
+                "without target"
+            )
+        if guard.action != "lower" and "factor" in guard.model_fields_set and guard.factor != 2.0:
+            raise ValueError(f"guard.factor: action {guard.action} has no use for it")
         return self
 
     @model_validator(mode="after")

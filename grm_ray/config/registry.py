@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from grm_ray.config.load import ConfigError
@@ -38,6 +38,40 @@ REGISTRY: dict[str, dict[str, str]] = {
     "true reward": {
         "demo_judge": "grm_ray.rewards.judge:judge",
     },
+    # scores_KB and parameters -> rewards_B
+    "aggregate": {
+        "mean": "grm_ray.rewards.aggregate:mean",
+        "median": "grm_ray.rewards.aggregate:median",
+        "wco": "grm_ray.rewards.aggregate:minimum",
+        "uwo": "grm_ray.rewards.aggregate:mean_minus_variance",
+        "mean_minus_std": "grm_ray.rewards.aggregate:mean_minus_std",
+        "entropic": "grm_ray.rewards.aggregate:entropic",
+        "cvar": "grm_ray.rewards.aggregate:cvar",
+    },
+    # rewards_B, any of finished_B, lengths_B, longest, references_BM, rule_B, and parameters ->
+    # rewards_B; a class is made with the parameters, and called with the rest
+    "reward stage": {
+        "normalize": "grm_ray.rewards.stages:Normalize",
+        "range": "grm_ray.rewards.stages:Range",
+        "clip_to_spread": "grm_ray.rewards.stages:ClipToSpread",
+        "clip": "grm_ray.rewards.shape:clip",
+        "tanh": "grm_ray.rewards.shape:tanh",
+        "missing_eos": "grm_ray.rewards.shape:missing_eos_penalty",
+        "overlong": "grm_ray.rewards.shape:overlong_penalty",
+        "length": "grm_ray.rewards.rules:length_penalty",
+        "centred": "grm_ray.rewards.reference:centred",
+        "centred_tanh": "grm_ray.rewards.reference:centred_tanh",
+        "par": "grm_ray.rewards.reference:par",
+        "lsc": "grm_ray.rewards.reference:lsc",
+        "rule": "grm_ray.rewards.stages:rule",
+        "factor": "grm_ray.rewards.stages:factor",
+    },
+    # texts (and prompts) and parameters -> values_B; one's own: (prompt, answer) -> float
+    "rule": {
+        "repetition": "grm_ray.rewards.rules:repetition",
+        "matches": "grm_ray.rewards.rules:matches",
+        "http": "grm_ray.runtime.http_rule:http",
+    },
 }
 
 
@@ -64,9 +98,37 @@ def resolve(kind: str, name: str) -> Callable[..., Any]:
     check(kind, name)
     module, _, function = REGISTRY[kind].get(name, name).partition(":")
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{kind} '{name}': cannot import {module}:{function} ({error})") from None
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # a user's module may raise anything
+        raise ConfigError(
+            f"{kind} '{name}': cannot import {module}:{function} ({type(error).__name__}: {error})"
+        ) from None
+    if not callable(found):
+        raise ConfigError(f"{kind} '{name}': {module}:{function} is no function")
+    return found
+
+
+def check_parameters(
+    where: str, function: Callable[..., Any], given: Collection[str], others: Collection[str]
+) -> None:
+    """Refuse parameters that `function` does not have, and the lack of those that it needs.
+
+    Args:
+        where: the config's key, for the message.
+        others: parameters that are no config's to give.
+
+    Raises:
+        ConfigError: with what the function takes.
+    """
+    takes = sorted(wants(function) - set(others))
+    for name in given:
+        if name not in takes:
+            near = difflib.get_close_matches(name, takes, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"it has: {', '.join(takes) or 'none'}"
+            raise ConfigError(f"{where}: no parameter '{name}'; {hint}")
+    lacking = sorted(wants(function, optional=False) - set(others) - set(given))
+    if lacking:
+        raise ConfigError(f"{where}: needs {', '.join(lacking)}")
 
 
 def is_path(name: str) -> bool:

@@ -1,6 +1,6 @@
 """The sections that jobs share: one pydantic model each, unknown keys refused.
 
-Each job has its own file beside: `reward_model`, `ppo`, `judging`.
+Each job has its own file beside: `reward_model`, `ppo`, `best_of_n`, `judging`.
 
 Sizes are in tokens unless a name says otherwise; rates are per optimizer step; memory in GiB.
 """
@@ -54,6 +54,15 @@ class Head(Section):
     # adds to the one score that pairs are compared by. None: one output, which is the score.
     attributes: list[str] = []
     weights: list[float] = []
+    # An ensemble on one backbone: so many scores, each trained on pairs drawn anew (a bootstrap);
+    # pairs are compared by their mean.
+    members: Positive = 1
+
+    @model_validator(mode="after")
+    def _members_score_and_attributes_describe(self) -> Head:
+        if self.members > 1 and self.attributes:
+            raise ValueError("members: each is a score; attributes have one together")
+        return self
 
     @model_validator(mode="after")
     def _one_weight_an_attribute(self) -> Head:
@@ -164,6 +173,13 @@ class Workers(Section):
     cpus: Cpus = 0.5
     gpus: Annotated[float, Field(ge=0)] = 0
     threads: Positive = 1
+
+    @field_validator("gpus")
+    @classmethod
+    def _a_part_of_one_gpu_or_whole_ones(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"a part of one GPU (0.5) or whole ones (2), not {gpus:g}")
+        return gpus
 
 
 class Optimizer(Section):

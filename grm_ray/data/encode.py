@@ -134,14 +134,27 @@ def fit_together(
 
 
 def encode_prompts(
-    prompts: Sequence[Prompt], tokenizer: Any, max_length: int
+    prompts: Sequence[Prompt],
+    tokenizer: Any,
+    max_length: int,
+    refused: list[str] | None = None,
 ) -> tuple[pa.Table, list[str]]:
-    """`PROMPTS`, and the ids of the prompts longer than `max_length` tokens, which are left out."""
+    """`PROMPTS`, and the ids of the prompts longer than `max_length` tokens, which are left out.
+
+    Args:
+        refused: filled with the ids of prompts that the chat template refuses; None: an error.
+    """
     rows: dict[str, list[Any]] = {name: [] for name in PROMPTS.names}
     too_long: list[str] = []
     for prompt in prompts:
         messages = _messages(prompt.messages)
-        tokens = prompt_tokens(tokenizer, messages)
+        try:
+            tokens = prompt_tokens(tokenizer, messages)
+        except jinja2.TemplateError:
+            if refused is None:
+                raise
+            refused.append(prompt.prompt_id)
+            continue
         if len(tokens) > max_length:
             too_long.append(prompt.prompt_id)
             continue

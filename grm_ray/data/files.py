@@ -13,6 +13,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -64,8 +65,11 @@ def rows(
         raise ConfigError(f"{source.path}: where: no row has {named(set(wanted) - known)}")
 
 
-def digest(source: Source) -> str:
+def digest(source: Source, columns: AbstractSet[str] = frozenset({"chosen"})) -> str:
     """Name of what a source holds now: a hash of its files, or the hub data set's id.
+
+    Args:
+        columns: what is read; the demo has pairs and prompts in files of their own.
 
     Raises:
         ConfigError: there is no such file.
@@ -73,7 +77,7 @@ def digest(source: Source) -> str:
     if is_hub(source.path):
         return source.path
     found = hashlib.sha256()
-    for path in _local(source, {"chosen"}):
+    for path in _local(source, columns):
         found.update(path.name.encode())
         with path.open("rb") as file:
             found.update(hashlib.file_digest(file, "sha256").digest())
@@ -122,7 +126,7 @@ def _file_rows(source: Source, columns: set[str]) -> Iterator[tuple[str, int, An
         )
 
 
-def _local(source: Source, columns: set[str]) -> list[Path]:
+def _local(source: Source, columns: AbstractSet[str]) -> list[Path]:
     """The files of a source, in the order of their names."""
     if source.path == "demo":
         name = "preferences.jsonl" if "chosen" in columns else "prompts.jsonl"

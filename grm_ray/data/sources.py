@@ -208,16 +208,26 @@ def prompts(source: Source, quarantine: Quarantine) -> list[Prompt]:
     Raises:
         ConfigError: when the file is unusable as a whole or no prompt is left.
     """
-    found: dict[str, Prompt] = {}
+    return list(iterate_prompts(source, quarantine))
+
+
+def iterate_prompts(source: Source, quarantine: Quarantine) -> Iterator[Prompt]:
+    """`prompts` one by one: of those that went by only the names are kept.
+
+    Raises:
+        ConfigError: as `prompts`.
+    """
+    seen: set[int] = set()
     for file, line, messages in _prompts(source, quarantine):
         prompt = Prompt(prompt_id([{"role": r, "content": c} for r, c in messages]), messages)
-        if prompt.prompt_id in found:
+        name = int(prompt.prompt_id, 16)
+        if name in seen:
             quarantine.add(file, line, "duplicate")
         else:
-            found[prompt.prompt_id] = prompt
-    if not found:
+            seen.add(name)
+            yield prompt
+    if not seen:
         raise ConfigError(f"{source.path} (split '{source.split}'): no usable prompt")
-    return list(found.values())
 
 
 def _prompts(source: Source, quarantine: Quarantine) -> Iterator[tuple[str, int, Turns]]:

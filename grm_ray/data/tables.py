@@ -62,9 +62,10 @@ ROLLOUTS = pa.schema(
 SCORES = pa.schema(
     [
         ("uid", pa.string()),
-        ("score", pa.float32()),  # proxy reward, in the reward model's own units
+        ("scores", pa.list_(pa.float32())),  # one a reward model, in that model's own units
+        ("rules", pa.list_(pa.float32())),  # one a rule of the reward's stages
         ("true_reward", pa.float32()),  # only watched; null where no true reward is configured
-        ("fingerprint", pa.string()),  # of the reward model's weights and contract
+        ("fingerprint", pa.string()),  # of the reward models' weights and contracts
     ]
 )
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from grm_ray.config import registry
+from grm_ray.config.best_of_n import BestOfNJob
 from grm_ray.config.judging import CurateJob, EvaluateJob, JudgeWorkers, Scoring, StudyJob
 from grm_ray.config.load import ConfigError
 from grm_ray.config.ppo import PpoJob
@@ -16,11 +19,14 @@ from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.config.schema import Job, Model, Source, Workers
 from grm_ray.data import sources
 from grm_ray.data.chat import ScoringContract
+from grm_ray.data.sources import Prompt
+from grm_ray.drivers import reward_stages
 from grm_ray.models import backbone
 from grm_ray.models.checkpoint import (
     check_reward_model,
     is_ours,
     is_whole,
+    local_folder,
     reward_contract,
 )
 from grm_ray.models.starting import check_same_head, starting_folder
@@ -63,9 +69,17 @@ def roles(config: Job) -> dict[str, Workers]:
             "rollout": workers.rollout,
             "scorer": workers.scorer,
         }
+    if isinstance(config, BestOfNJob):
+        return {"rollout": config.workers.rollout, "scorer": config.workers.scorer}
     if isinstance(config, EvaluateJob):
         return {"scorer": config.workers}
     return {"trainer": config.workers} if isinstance(config, RewardModelJob) else {}
+
+
+def bundles_of(config: Job) -> list[Bundle]:
+    """What the job's workers need, one bundle a worker."""
+    share = isinstance(config, PpoJob) and config.workers.share_devices
+    return bundles(roles(config), ("learner", "rollout") if share else ())
 
 
 def check(config: Job, cluster: list[Node] | None = None, elsewhere: bool = False) -> Plan:
@@ -78,13 +92,15 @@ def check(config: Job, cluster: list[Node] | None = None, elsewhere: bool = Fals
     Raises:
         ConfigError: the first thing that is wrong, with what would be right.
     """
-    plan = Plan(bundles(roles(config)))
+    plan = Plan(bundles_of(config))
     try:
         check_backends(list(config.tracking))
         if isinstance(config, RewardModelJob):
             _reward_model(config, plan)
         elif isinstance(config, PpoJob):
             _ppo(config, plan, elsewhere)
+        elif isinstance(config, BestOfNJob):
+            _best_of_n(config, plan, elsewhere)
         elif isinstance(config, EvaluateJob):
             _not_inside(config, {f"models.{n}": path for n, path in config.models.items()})
             for path in config.models.values():
@@ -165,7 +181,7 @@ def _started(
     cluster: list[Node] | None,
 ) -> None:
     """The jobs that a study or a curation starts: each by itself, then judges of its model."""
-    wanted = bundles({"judge": judges})
+    judging = bundles({"judge": judges})
     seen: set[str] = set()
     for where, job in jobs.items():
         # Cells differ in seeds and rates mostly, which nothing here looks at.
@@ -183,22 +199,23 @@ def _started(
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
         if not plan.bundles:
-            plan.bundles = [*found.bundles, *wanted]
-            plan.placed = {**found.placed, **(fit(wanted, cluster) if cluster is not None else {})}
+            plan.bundles = [*found.bundles, *judging]
+            plan.placed = {**found.placed, **(fit(judging, cluster) if cluster is not None else {})}
         plan.reads = list(dict.fromkeys([*plan.reads, *found.reads]))
         plan.unchecked = list(dict.fromkeys([*plan.unchecked, *found.unchecked]))
 
 
 def _ppo(config: PpoJob, plan: Plan, elsewhere: bool) -> None:
-    models = {"reward.path": config.reward.path}
-    judge, reference = config.reward.true_reward, config.ppo.kl.reference
-    if judge is not None and registry.is_path(judge):
-        models["reward.true_reward"] = judge
-    elif judge is not None:
+    models, reference = readers(config), config.ppo.kl.reference
+    judge = config.reward.true_reward
+    if judge is not None and judge not in models.values():
         registry.resolve("true reward", judge)
     _model(config.policy, plan)
     if reference is not None:
-        _model(config.policy.model_copy(update={"path": reference}), plan)
+        try:
+            _model(config.policy.model_copy(update={"path": reference}), plan)
+        except ValueError as error:
+            raise ConfigError(f"ppo.kl.reference: {error}") from None
         if not backbone.is_hub_id(reference) and not backbone.is_hub_id(config.policy.path):
             path = backbone.resolve(config.policy.path)
             backbone.check_same_vocabulary(path, reference, config.policy)
@@ -209,9 +226,59 @@ def _ppo(config: PpoJob, plan: Plan, elsewhere: bool) -> None:
         _data(config.data.eval, {"prompt"}, plan)
     for key, path in models.items():
         _scorer(config, key, path, plan, elsewhere)
+    members = reward_stages.member_names(config.reward)
+    reward_stages.check(config.reward, config.rollout.max_new_tokens, len(members))
+    if config.guard is not None and config.guard.by == "disagreement" and len(members) == 1:
+        raise ConfigError("guard.by: disagreement needs reward.members, or a head with members")
 
 
-def _scorer(config: PpoJob, key: str, path: str, plan: Plan, elsewhere: bool) -> None:
+def readers(config: PpoJob) -> dict[str, str]:
+    """Config key -> folder or hub id of each reward model that reads the policy's answers."""
+    judge = config.reward.true_reward
+    watched = judge is not None and registry.is_path(judge)
+    return {**config.reward.models, **({"reward.true_reward": judge} if watched else {})}
+
+
+def check_readable(config: PpoJob, policy_path: str, prompts: Iterable[Prompt]) -> None:
+    """That the reward models' chat templates take the prompts; one of each order of roles is tried.
+
+    Raises:
+        ConfigError: naming the model and the roles.
+    """
+    kinds = {tuple(role for role, _ in prompt.messages): prompt for prompt in prompts}
+    trust = config.policy.trust_remote_code
+    policy = backbone.load_tokenizer(policy_path, trust)
+    for key, path in readers(config).items():
+        contract = reward_contract(path, trust)
+        if contract.same_tokens_as(policy):
+            continue  # it reads the policy's own
+        tokenizer = backbone.load_tokenizer(str(local_folder(path)), trust)
+        for kind, prompt in kinds.items():
+            messages: list[Any] = [{"role": r, "content": said} for r, said in prompt.messages]
+            try:
+                contract.tokens(tokenizer, messages, ["Yes."])
+            except jinja2.TemplateError as error:
+                raise ConfigError(
+                    f"{key}: the chat template of {path} refuses a conversation of "
+                    f"{', '.join(kind)}: {error}; leave such prompts out of data, or take another "
+                    "reward model"
+                ) from None
+
+
+def _best_of_n(config: BestOfNJob, plan: Plan, elsewhere: bool) -> None:
+    models = {f"proxies.{name}": path for name, path in config.proxies.items()}
+    if registry.is_path(config.true_reward):
+        models["true_reward"] = config.true_reward
+    else:
+        registry.resolve("true reward", config.true_reward)
+    _model(config.policy, plan)
+    _not_inside(config, {"policy.path": config.policy.path, **models})
+    _data(config.data.prompts, {"prompt"}, plan)
+    for key, path in models.items():
+        _scorer(config, key, path, plan, elsewhere)
+
+
+def _scorer(config: PpoJob | BestOfNJob, key: str, path: str, plan: Plan, elsewhere: bool) -> None:
     """That the reward model at `path` can read what the policy will write."""
     if backbone.is_hub_id(path) or Path(path).expanduser().is_dir():
         contract = _saved_model(path, config.policy.trust_remote_code, plan)

@@ -14,13 +14,12 @@ from grm_ray.config.schema import Source
 from grm_ray.data.files import digest
 from grm_ray.data.sources import Quarantine, contests
 from grm_ray.drivers import judging, scoring
-from grm_ray.drivers.checks import check, roles
+from grm_ray.drivers.checks import bundles_of, check
 from grm_ray.drivers.job_key import precision
 from grm_ray.drivers.run_folder import open_run
 from grm_ray.models.checkpoint import model_identity
 from grm_ray.reporting.evaluation import write_evaluation
 from grm_ray.runtime import cluster
-from grm_ray.runtime.placement import bundles
 
 RESULT = "evaluation.json"
 
@@ -34,7 +33,7 @@ def run(config: EvaluateJob, resume: bool = False) -> Path:
         ConfigError: config, a model or a set is wrong.
     """
     check(config)
-    wanted = bundles(roles(config))
+    wanted = bundles_of(config)
     with cluster.session(wanted):
         folder = open_run(config, resume)
         with cluster.placement_group(wanted) as placed:

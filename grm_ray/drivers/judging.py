@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from grm_ray.config.schema import Source
+from grm_ray.rewards.aggregate import MemberNormalizer, mean, minimum
 from grm_ray.study import preferences, repetitions, suites
 from grm_ray.study.intervals import Interval
 from grm_ray.study.preferences import Contest
@@ -57,16 +59,17 @@ def combine(
     Raises:
         ValueError: a member gives every answer of the reference set one score.
     """
-    scaled: dict[str, list[np.ndarray]] = {name: [] for name in members[0]}
-    for number, tables in enumerate(members):
-        anchor = tables[reference]["score"].to_numpy().astype(np.float64)
-        deviation = float(anchor.std())
-        if not deviation > 0:
-            raise ValueError(f"member {number} of the ensemble scores all of '{reference}' alike")
-        for name, table in tables.items():
-            scaled[name].append((table["score"].to_numpy() - anchor.mean()) / deviation)
-    reduce = {"mean": np.mean, "min": np.min}[aggregate]
-    return {name: reduce(np.stack(scores), axis=0) for name, scores in scaled.items()}
+    reduce = {"mean": mean, "min": minimum}[aggregate]
+
+    def scores(name: str) -> torch.Tensor:
+        columns = [tables[name]["score"].to_numpy().astype(np.float64) for tables in members]
+        return torch.from_numpy(np.stack(columns))
+
+    try:
+        scale = MemberNormalizer.fit(scores(reference))
+    except ValueError as error:
+        raise ValueError(f"ensemble, set '{reference}': {error}") from None
+    return {name: reduce(scale.normalize(scores(name))).numpy() for name in members[0]}
 
 
 def side_by_side(

@@ -9,6 +9,7 @@ references and reads per-row metadata; of the rows themselves it reads the text 
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +17,15 @@ from typing import Any
 
 from grm_ray.config.load import ConfigError
 from grm_ray.config.ppo import PpoJob
-from grm_ray.config.registry import is_path
 from grm_ray.config.schema import Source
 from grm_ray.data.sources import Prompt, Quarantine
-from grm_ray.drivers.checks import check, roles
+from grm_ray.drivers.checks import bundles_of, check, check_readable, readers
 from grm_ray.drivers.groups import fetch
 from grm_ray.drivers.ppo_ahead import Ahead
+from grm_ray.drivers.ppo_guard import Watch
 from grm_ray.drivers.ppo_held_out import HeldOut, save_samples, true_rewards
 from grm_ray.drivers.ppo_prompts import fingerprint, read_prompts
+from grm_ray.drivers.ppo_rewards import PolicyRewards
 from grm_ray.drivers.ppo_stream import Stream
 from grm_ray.drivers.ppo_update import begin_update
 from grm_ray.drivers.ppo_workers import PpoCast
@@ -32,15 +34,14 @@ from grm_ray.models import backbone
 from grm_ray.models.checkpoint import check_reward_model, model_identity
 from grm_ray.objectives.kl import AdaptiveKL, FixedKL
 from grm_ray.reporting.page import write_report
-from grm_ray.rewards.pipeline import RewardPipeline
-from grm_ray.runtime import cluster
+from grm_ray.rewards.pipeline import PROXY
+from grm_ray.runtime import cluster, timeline
 from grm_ray.runtime.ledger import LedgerFile
 from grm_ray.runtime.live import PPO_COLUMNS, LiveTable
-from grm_ray.runtime.placement import bundles
 from grm_ray.runtime.snapshot import Snapshots
 from grm_ray.runtime.tracking import Tracker
 from grm_ray.study.intervals import paired_difference
-from grm_ray.training.policy_loss import PolicyLoss
+from grm_ray.training.policy_loss import ENGINE_GAP, PolicyLoss
 from grm_ray.workers.encoder import start_encoder
 
 # Mean difference of the engine's and the learner's log-prob of a token; rounding in bfloat16 gives
@@ -58,29 +59,32 @@ def run(config: PpoJob, resume: bool = False) -> Path:
     quarantine = Quarantine()
     train, held_out = read_prompts(config, quarantine)
     path = backbone.resolve(config.policy.path)
-    reward = check_reward_model(config.reward.path)
+    check_readable(config, path, [*train, *held_out])
+    fingerprints = {
+        key: check_reward_model(model)["fingerprint"] for key, model in readers(config).items()
+    }
+    members = [fingerprints[key] for key in config.reward.models]
     identity = {
         "policy model": model_identity(path),
-        "reward model": reward["fingerprint"],
+        "reward model": " ".join(members),
         "set of prompts": fingerprint([*train, *held_out]),
     }
     if config.ppo.kl.reference is not None:
         other = backbone.resolve(config.ppo.kl.reference)
         identity["reference model"] = model_identity(other)
-    judge = config.reward.true_reward
-    if judge is not None and is_path(judge):
-        identity["true reward"] = check_reward_model(judge)["fingerprint"]
+    if "reward.true_reward" in fingerprints:
+        identity["true reward"] = fingerprints["reward.true_reward"]
     runs = Path(config.runs).expanduser()
     snapshots = Snapshots(runs / config.name / "checkpoints", config.checkpoint.keep)
     saved = saved_state(snapshots, identity, config, resume)
-    wanted = bundles(roles(config))
+    wanted = bundles_of(config)
     with cluster.session(wanted):
         folder = open_run(config, resume)
         quarantine.write(folder / "quarantine.jsonl")
         with cluster.placement_group(wanted) as placed:
             table = LiveTable(PPO_COLUMNS)
             cast = PpoCast(
-                config, folder, path, placed, wanted, reward["fingerprint"], table.message
+                config, folder, path, placed, wanted, list(fingerprints.values()), table.message
             )
             driver = _Driver(config, folder, cast, snapshots, identity, table)
             try:
@@ -114,16 +118,17 @@ class _Driver:
             else AdaptiveKL(kl.coefficient, kl.target, kl.horizon)
         )
         self._loss = PolicyLoss(config.ppo, config.rollout)
-        reward = config.reward
-        self._rewards = RewardPipeline(
-            reward.normalize,
-            reward.clip,
-            reward.missing_eos_penalty,
-            overlong=(config.rollout.max_new_tokens, *reward.overlong.model_dump().values())
-            if reward.overlong is not None
-            else None,
-        )
         self._stream = Stream(cast, config.timeout_s)
+        made_from = [identity["policy model"], identity["reward model"]]
+        self._rewards = PolicyRewards(
+            config,
+            cast,
+            self._stream,
+            made_from,
+            table.message,
+            lambda done, rows: table.status("answers to compare with", done, rows),
+        )
+        self._watch = Watch(config.guard)
         self._incarnation = next_incarnation(folder)
         self._step = 0  # updates made
         self._best: float | None = None
@@ -152,7 +157,9 @@ class _Driver:
         self._cast.begin()
         self._prompts, self._ids = self._encoded(tables[0], data.train, quarantine)
         held_out_prompts = self._encoded(tables[1], data.eval or data.train, quarantine)
-        self._held_out = HeldOut(config, self._cast, self._stream, self._folder, *held_out_prompts)
+        self._held_out = HeldOut(
+            config, self._cast, self._stream, self._folder, *held_out_prompts, self._rewards
+        )
         quarantine.write(self._folder / "quarantine.jsonl")
         shown = ", ".join(f"{n} {reason}" for reason, n in quarantine.counts().items())
         self._table.message(
@@ -163,6 +170,7 @@ class _Driver:
             config, self._cast, self._stream, self._prompts, self._ids, self._incarnation
         )
         self._cast.wait()
+        self._rewards.prepare(self._prompts, self._ids, *held_out_prompts)
         if saved is not None:
             self._restore(*saved)
 
@@ -171,14 +179,27 @@ class _Driver:
         config = self._config
         if self._step == 0:
             metrics = {"step": 0, **self._evaluate("before")}
+            self._watch.look(metrics, self._held_out.values)
+            if config.guard is not None and config.guard.action == "roll_back":
+                self._keep_if_best(metrics)
             self._tracker.log(metrics)
             self._table.row(metrics)
-        while self._step < config.ppo.steps:
-            metrics = self._one_step()
+        while self._step < config.ppo.steps and not self._watch.stopped:
+            with self._cast.timeline.span("step", number=self._step + 1):
+                metrics = self._one_step()
             every, last = config.evaluation.every, self._step == config.ppo.steps
             if last or (every and self._step % every == 0):
                 metrics |= self._evaluate("after" if last else f"held-out-{self._step:05d}")
                 self._keep_if_best(metrics)
+                alarm = self._watch.look(metrics, self._held_out.values)
+                if alarm is not None:
+                    self._table.message(f"step {self._step}: {alarm}")
+                if self._watch.stopped and not last:
+                    samples = self._folder / "samples"
+                    shutil.copy(
+                        samples / f"held-out-{self._step:05d}.parquet", samples / "after.parquet"
+                    )
+            metrics["workers_replaced"] = self._cast.replaced  # those of the evaluation too
             self._tracker.log(metrics)
             self._table.row(metrics)
             if config.checkpoint.every and self._step % config.checkpoint.every == 0:
@@ -194,15 +215,17 @@ class _Driver:
             difference = paired_difference(
                 *(true_rewards(path) for path in (before, after)), seed=self._config.seed
             )
+            last = "" if self._best is None else " (of the last policy, not of the one saved)"
             self._table.message(
                 f"true reward on held-out prompts, after minus before: {difference.mean:+.3f} "
-                f"(95 % interval {difference.low:+.3f} to {difference.high:+.3f})"
+                f"(95 % interval {difference.low:+.3f} to {difference.high:+.3f}){last}"
             )
 
     def close(self) -> None:
         self._tracker.close()
         self._table.close()
         self._cast.close()
+        timeline.merge(self._folder)
 
     # ---------------------------------------------------------------- one step
 
@@ -211,11 +234,12 @@ class _Driver:
         gathering, prompts = self._ahead.take(number)
         self._stream.gather(gathering, self._progress(number, len(prompts)), self._ahead.advance)
         step = gathering.step
-        rewards = self._rewards(
-            step.column("score"), step.column("finished"), step.column("length")
-        )
+        columns = self._rewards.of_step(step, prompts)
+        proxy, rewards = columns[PROXY], list(columns.values())[-1]
+        penalty = self._kl.coefficient * self._watch.factor * self._penalty_unit()
         before_learning = time.perf_counter()
         self._table.status(f"step {number}: learning")
+        self._cast.learner_works(True)
         learning = begin_update(
             self._config,
             self._cast.learners,
@@ -223,19 +247,22 @@ class _Driver:
             step,
             rewards,
             prompts,
-            self._kl.coefficient * self._penalty_unit(),
+            penalty,
             number,
         )
         self._ahead.issued(number)
         self._stream.wait(learning, self._ahead.advance)
         learned = self._cast.learners.gather(learning)[0]
+        self._cast.learner_works(False)
+        gap = step.column("gap").sum() / step.column("length").sum()
         learn_seconds = time.perf_counter() - before_learning
         self._step = number
         self._table.status("sending weights")
         self._ahead.updated(number)
         ended = time.perf_counter()
         self._ledger.append(self._step, step.ledger.uids)
-        save_samples(self._folder, step, f"step-{self._step:05d}")
+        named = {"reward": proxy} | {n: x for n, x in columns.items() if n != PROXY}
+        save_samples(self._folder, step, f"step-{self._step:05d}", named, self._rewards.members)
         kl = float(step.column("kl").mean())
         if number > self._config.ppo.critic_warmup:  # before, the policy could not have moved
             self._kl.update(kl, len(prompts))
@@ -243,20 +270,20 @@ class _Driver:
         seconds = ended - since
         metrics = {
             "step": self._step,
-            "reward": float(step.column("score").mean()),
-            "reward_std": float(step.column("score").std()),
+            "reward": float(proxy.mean()),
+            "reward_std": float(proxy.std()),
             "reward_normalized": float(rewards.mean()),
+            **self._rewards.figures(step, columns),
             "true_reward": step.mean("true_reward"),
             "objective/kl": kl,
-            "objective/kl_coefficient": self._kl.coefficient,
+            "objective/kl_coefficient": penalty,
             "response_length": float(lengths.mean()),
             "finished": float(step.column("finished").mean()),
             "policy/entropy": float(step.column("entropy").sum() / lengths.sum()),
-            "engine_gap": float(step.column("gap").sum() / lengths.sum()),
+            "engine_gap": learned.pop(ENGINE_GAP, float(gap)),
             "tokens_per_second": float(lengths.sum()) / seconds,
             "policy_version": [self._ahead.version.incarnation, self._ahead.version.step],
             "staleness": number - 1 - float(step.column("version").mean()),
-            "workers_replaced": self._cast.replaced,
             **step.phases(since),
             "phase/learn": learn_seconds,
             "phase/sync": self._ahead.sync_seconds - synced,
@@ -282,9 +309,9 @@ class _Driver:
         return lambda done: self._table.status(f"step {number}: rows scored", done, rows)
 
     def _penalty_unit(self) -> float:
-        """What the penalty's coefficient is in units of: chi squared's, the rewards' spread."""
+        """What the penalty's coefficient is in units of: chi squared's, the advantages' spread."""
         chi_squared = self._config.ppo.kl.estimator == "sqrt_chi_squared"
-        return self._rewards.spread if chi_squared else 1.0
+        return self._rewards.pipeline.spread if chi_squared and self._loss.keeps_unit else 1.0
 
     def _evaluate(self, name: str) -> dict[str, Any]:
         """Figures of answers to the held-out prompts, by the newest weights."""
@@ -309,7 +336,11 @@ class _Driver:
         self._table.message(f"policy {target} (step {self._step})")
 
     def _snapshot(self, part: Path) -> dict[str, Any]:
-        extra = {"kl": self._kl.state_dict(), "rewards": self._rewards.state_dict()}
+        extra = {
+            "kl": self._kl.state_dict(),
+            "rewards": self._rewards.pipeline.state_dict(),
+            "watch": self._watch.state_dict(),
+        }
         hashes = self._cast.learners.call("save", str(part / "learner"), extra)
         return {
             "identity": self._identity,
@@ -322,7 +353,8 @@ class _Driver:
         """Go on after the checkpoint's step, under the next incarnation."""
         extra = self._cast.learners.call("load", str(path / "learner"))[0]
         self._kl.load_state_dict(extra["kl"])
-        self._rewards.load_state_dict(extra["rewards"])
+        self._rewards.pipeline.load_state_dict(extra["rewards"])
+        self._watch.load_state_dict(extra["watch"])
         self._step = state["step"]
         if state["config"]["checkpoint"].get("best_by") == self._config.checkpoint.best_by:
             self._best = state.get("best")  # of another figure it would say nothing
@@ -346,9 +378,9 @@ class _Driver:
 
     def _card(self) -> str:
         config = self._config
+        models = ", ".join(f"`{path}`" for path in config.reward.models.values())
         return (
             "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n"
             f"# {config.name}\n\n`{config.policy.path}` after {self._step} PPO steps against "
-            f"the reward model `{config.reward.path}` "
-            f"(fingerprint {self._identity['reward model'][:12]}), by grm_ray.\n"
+            f"{models} (fingerprint {self._identity['reward model'][:12]}), by grm_ray.\n"
         )

@@ -11,12 +11,14 @@ import pyarrow.parquet as pq
 import ray
 
 from grm_ray.config.ppo import PpoJob
+from grm_ray.drivers.ppo_rewards import PolicyRewards
 from grm_ray.drivers.ppo_step import Gathering, Step
 from grm_ray.drivers.ppo_stream import Stream
 from grm_ray.drivers.ppo_workers import PpoCast
 from grm_ray.runtime.ledger import uid
 from grm_ray.runtime.weights import Version
 from grm_ray.study.intervals import bootstrap_mean
+from grm_ray.study.monitors import list_rate, repetition
 
 
 class HeldOut:
@@ -26,6 +28,9 @@ class HeldOut:
         folder: the run's.
         prompts: reference to a `PROMPTS` table.
         prompt_ids: of its rows.
+
+    Attributes:
+        values: of the last sampled answers, prompt by prompt: true rewards, disagreement.
     """
 
     def __init__(
@@ -36,8 +41,11 @@ class HeldOut:
         folder: Path,
         prompts: Any,
         prompt_ids: list[str],
+        rewards: PolicyRewards,
     ) -> None:
         self._config, self._cast, self._stream, self._folder = config, cast, stream, folder
+        self._rewards = rewards
+        self.values: dict[str, np.ndarray] = {}
         self._prompts, self._ids = prompts, prompt_ids
 
     def evaluate(self, name: str, version: Version) -> dict[str, float]:
@@ -54,18 +62,33 @@ class HeldOut:
     def _answer(self, name: str, version: Version, prefix: str, greedy: bool) -> dict[str, float]:
         rows = [(row, uid(prompt, 0, 0)) for row, prompt in enumerate(self._ids)]
         seed = self._config.seed
+        with_kl = self._config.evaluation.kl and not greedy
         gathering = Gathering(
-            self._cast, self._prompts, rows, version, seed, evaluate=False, greedy=greedy
+            self._cast, self._prompts, rows, version, seed, evaluate=with_kl, greedy=greedy
         )
         self._stream.begin(gathering)
+        gathering.release()
         self._stream.gather(gathering)
         step = gathering.step
-        save_samples(self._folder, step, name)
+        proxy = self._rewards.of_held_out(step)
+        said = save_samples(self._folder, step, name, {"reward": proxy}, self._rewards.members)
+        answers = said["response"].to_pylist()
         made = {
-            f"{prefix}reward": float(step.column("score").mean()),
+            f"{prefix}reward": float(proxy.mean()),
             f"{prefix}length": float(step.column("length").mean()),
             f"{prefix}finished": float(step.column("finished").mean()),
+            f"{prefix}list_rate": list_rate(answers),
+            f"{prefix}repetition": repetition(answers),
         }
+        if with_kl:
+            made[f"{prefix}kl"] = float(step.column("kl").mean())
+        apart = self._rewards.disagreement(step)
+        if apart is not None:
+            made[f"{prefix}disagreement"] = float(apart.mean())
+        if not greedy:
+            self.values = {} if apart is None else {"disagreement": apart}
+            if self._config.reward.true_reward:
+                self.values["true_reward"] = step.column("true_reward")
         if self._config.reward.true_reward:
             interval = bootstrap_mean(step.column("true_reward"), seed=seed)
             made |= {
@@ -76,15 +99,29 @@ class HeldOut:
         return made
 
 
-def save_samples(folder: Path, step: Step, name: str) -> None:
-    """What was said and how it was scored, read from the stages' references."""
+def save_samples(
+    folder: Path, step: Step, name: str, columns: dict[str, np.ndarray], members: list[str]
+) -> pa.Table:
+    """What was said and how it was scored, read from the stages' references; returns it.
+
+    Args:
+        columns: what became of the scores, in the order of the step's rows.
+        members: names of those who gave them.
+    """
     said = pa.concat_tables(ray.get(step.rollouts)).select(["uid", "prompt", "response"])
     uids = said["uid"].to_pylist()
-    for column, kind in (("score", "reward"), ("true_reward", "true_reward")):
-        values = pa.array([step.rows[u][column] for u in uids], pa.float32())
-        said = said.append_column(kind, values)
+    at = {name: i for i, name in enumerate(step.ledger.uids)}
+    order = [at[name] for name in uids]
+    if len(members) > 1:
+        by_member = zip(members, step.column("scores").T, strict=True)
+        columns = columns | {f"member/{member}": scores for member, scores in by_member}
+    for column, values in columns.items():
+        said = said.append_column(column, pa.array(values[order], pa.float32()))
+    true = pa.array([step.rows[u]["true_reward"] for u in uids], pa.float32())
     lengths = pa.array([step.rows[u]["length"] for u in uids], pa.int32())
-    pq.write_table(said.append_column("length", lengths), folder / "samples" / f"{name}.parquet")
+    said = said.append_column("true_reward", true).append_column("length", lengths)
+    pq.write_table(said, folder / "samples" / f"{name}.parquet")
+    return said
 
 
 def true_rewards(path: Path) -> np.ndarray:

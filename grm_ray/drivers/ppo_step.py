@@ -17,6 +17,8 @@ from grm_ray.runtime.weights import Version
 
 # What an evaluation says of each row beside its table.
 SCALARS = ("kl", "penalty", "entropy", "gap")
+# What a scorer says of each row: a list a row for the first two.
+SCORED_COLUMNS = ("scores", "rules", "true_reward")
 SCORED, EVALUATED, GENERATED = "scored", "evaluated", "generated"
 
 
@@ -42,7 +44,7 @@ class Step:
         return fresh
 
     def column(self, name: str) -> np.ndarray:
-        """A scalar of every row, in the order of the ledger's uids."""
+        """A scalar, or a list of them, of every row, in the order of the ledger's uids."""
         return np.array([self.rows[u][name] for u in self.ledger.uids], dtype=float)
 
     def mean(self, name: str) -> float | None:
@@ -163,6 +165,7 @@ class Gathering:
                         "finished": metadata["finished"][i],
                         "version": metadata["versions"][i][1],
                     }
+            self._cast.timeline.mark("rows ready", key=metadata["uids"][0])
             self._submit_score(batch)
             if EVALUATED in self._needs:
                 self._unevaluated.append((batch, sum(metadata["tokens"])))
@@ -190,11 +193,11 @@ class Gathering:
             self._submit_score(event.work.payload[1])
             return
         table: pa.Table = event.value
-        columns = {n: table[n].to_pylist() for n in ("uid", "score", "true_reward")}
-        fresh = set(self.step.note(SCORED, columns["uid"]))
-        for name, score, true in zip(*columns.values(), strict=True):
+        columns = [table[name].to_pylist() for name in ("uid", *SCORED_COLUMNS)]
+        fresh = set(self.step.note(SCORED, columns[0]))
+        for name, *values in zip(*columns, strict=True):
             if name in fresh:
-                self.step.rows[name] |= {"score": score, "true_reward": true}
+                self.step.rows[name] |= dict(zip(SCORED_COLUMNS, values, strict=True))
 
     def on_evaluated(self, ref: Any) -> None:
         """A learner rank evaluated a batch.

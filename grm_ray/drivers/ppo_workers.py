@@ -14,18 +14,24 @@ from grm_ray.config.registry import is_path
 from grm_ray.config.schema import Workers
 from grm_ray.data.packing import split_by_tokens
 from grm_ray.drivers.groups import Group
+from grm_ray.drivers.reward_stages import rules_of
 from grm_ray.models.checkpoint import local_folder
 from grm_ray.runtime import cluster
 from grm_ray.runtime.placement import Bundle
 from grm_ray.runtime.pool import DEATHS, Pool, PoolFailed
-from grm_ray.runtime.weights import Version, WeightUpdate
+from grm_ray.runtime.timeline import Timeline
+from grm_ray.runtime.weights import ON_DEVICE, Version, WeightUpdate
 from grm_ray.workers.learner import Learner
 from grm_ray.workers.rollout import RolloutWorker
 from grm_ray.workers.scorer import Scorer
 
 
 class PpoCast:
-    """Starts all workers of a run at once, and tells new rollout workers the current weights."""
+    """Starts all workers of a run at once, and tells new rollout workers the current weights.
+
+    Attributes:
+        timeline: the driver's.
+    """
 
     def __init__(
         self,
@@ -34,12 +40,13 @@ class PpoCast:
         policy_path: str,
         placed: Any,
         wanted: list[Bundle],
-        fingerprint: str,
+        fingerprints: list[str],
         say: Callable[[str], None],
     ) -> None:
         self._config, self._folder, self._path = config, folder, policy_path
         self._placed, self._wanted = placed, wanted
-        self._fingerprint = fingerprint
+        self.timeline = Timeline(folder / "logs" / "driver.log")
+        self._fingerprints = fingerprints
         self._update: WeightUpdate | None = None
         self._blob: Any = None
         self._admitting: list[Any] = []
@@ -74,8 +81,8 @@ class PpoCast:
         timeout = self._config.timeout_s
         self.learners.end_setup()
         for found in self.scorers.wait_ready(timeout):
-            if found != self._fingerprint:
-                raise PoolFailed(f"a scorer loaded reward model {found}, not {self._fingerprint}")
+            if found != self._fingerprints:
+                raise PoolFailed(f"a scorer loaded models {found}, not {self._fingerprints}")
         self.rollouts.wait_ready(timeout)
 
     @property
@@ -99,6 +106,20 @@ class PpoCast:
     def _evaluate(self, rank: int, batches: list[Any]) -> tuple[Any, Any]:
         return tuple(self.learners.ranks[rank].evaluate.options(num_returns=2).remote(*batches))
 
+    def learner_works(self, now: bool) -> None:
+        """Hand shared GPUs to the learner for an update, or back to the engines."""
+        if not self._config.workers.share_devices:
+            return
+        if now:
+            self._of_engines("sleep")
+        self.learners.call("hold_optimizer", now)
+        if not now:
+            self._of_engines("wake_up")
+
+    def _of_engines(self, method: str) -> None:
+        refs = [getattr(h, method).remote() for h in self.rollouts.ready_handles]
+        ray.get(refs, timeout=self._config.timeout_s)
+
     def begin_export(self, version: Version) -> list[Any]:
         """Have the ranks lay their weights ready after all that they were asked for before.
 
@@ -116,6 +137,11 @@ class PpoCast:
         The engines must be idle: a row is written by one version.
         """
         self._update = self.learners.gather(exported)[0]
+        if self._update.path == ON_DEVICE:
+            workers = self.rollouts.ready_handles
+            self.learners.gather([self.learners.ranks[0].send_weights.remote(workers)])
+            self._tokens = [0] * len(self._tokens)
+            return
         self._blob = self._bytes_if_needed()
         refs = {
             handle: handle.update_weights.remote(self._update, self._blob)
@@ -167,7 +193,13 @@ class PpoCast:
     def _spawn_rollout(self, slot: int) -> tuple[Any, Any]:
         workers = self._config.workers.rollout
         worker = RolloutWorker.options(**self._options("rollout", slot, workers)).remote(
-            self._plain, self._path, workers.threads, self._log("rollout", slot)
+            self._plain["policy"],
+            self._plain["rollout"],
+            self._config.data.max_prompt_length,
+            self._config.workers.share_devices,
+            self._path,
+            workers.threads,
+            self._log("rollout", slot),
         )
         return worker, worker.start.remote()
 
@@ -175,7 +207,10 @@ class PpoCast:
         """What a rollout worker with `version` must do before it serves; None: nothing."""
         if self._update is None or version == str(self._update.version):
             return None
-        loading = worker.update_weights.remote(self._update, self._blob)
+        if self._update.path == ON_DEVICE:
+            loading = self.learners.ranks[0].send_weights.remote([worker])
+        else:
+            loading = worker.update_weights.remote(self._update, self._blob)
         self._admitting.append(loading)
         return loading
 
@@ -185,7 +220,7 @@ class PpoCast:
         if judge is not None and is_path(judge):
             judge = str(local_folder(judge).resolve())
         worker = Scorer.options(**self._options("scorer", slot, workers)).remote(
-            str(local_folder(reward.path).resolve()),
+            [str(local_folder(path).resolve()) for path in reward.models.values()],
             reward.dtype,
             self._path,
             judge,
@@ -193,5 +228,6 @@ class PpoCast:
             workers.threads,
             self._log("scorer", slot),
             self._config.policy.trust_remote_code,
+            rules_of(reward),
         )
         return worker, worker.start.remote()

@@ -14,16 +14,15 @@ from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.data.order import MixtureOrder
 from grm_ray.data.packing import split_by_tokens
 from grm_ray.drivers.alarms import Alarms
-from grm_ray.drivers.checks import check, roles
+from grm_ray.drivers.checks import bundles_of, check
 from grm_ray.drivers.groups import Group
 from grm_ray.drivers.reward_rows import card_facts, read, start_reading
 from grm_ray.drivers.run_folder import check_identity, open_run, saved_state
 from grm_ray.models import backbone
 from grm_ray.models.checkpoint import model_identity
 from grm_ray.reporting.page import write_report
-from grm_ray.runtime import cluster
+from grm_ray.runtime import cluster, timeline
 from grm_ray.runtime.live import RM_COLUMNS, LiveTable
-from grm_ray.runtime.placement import bundles
 from grm_ray.runtime.snapshot import Snapshots
 from grm_ray.runtime.tracking import Tracker
 from grm_ray.study.intervals import bootstrap_mean
@@ -48,7 +47,7 @@ def run(config: RewardModelJob, resume: bool = False) -> Path:
         Path(config.runs).expanduser() / config.name / "checkpoints", config.checkpoint.keep
     )
     saved = saved_state(snapshots, identity, config, resume)
-    wanted = bundles(roles(config))
+    wanted = bundles_of(config)
     with cluster.session(wanted):
         folder = open_run(config, resume)
         with cluster.placement_group(wanted) as placed:
@@ -163,6 +162,7 @@ class _Driver:
         self._tracker.close()
         self._table.close()
         self._group.kill()
+        timeline.merge(self._folder)
 
     def _reference(self) -> np.ndarray:
         """`(rows, 2)` log-probs under the starting model, of the rows that the run will see.

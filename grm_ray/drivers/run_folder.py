@@ -21,6 +21,8 @@ FREE_TO_CHANGE = (
     "tracking",
     "checkpoint",
     "workers",
+    "ns",
+    "betas",
     "evaluation.every",
     "evaluation.greedy",
     "timeout_s",

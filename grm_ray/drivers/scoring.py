@@ -84,7 +84,7 @@ def start_scorers(
     def spawn(slot: int) -> tuple[Any, Any]:
         options = cluster.worker_options(placed, wanted, wanted[slot], workers.threads)
         worker = Scorer.options(**options).remote(
-            model,
+            [model],
             scoring.dtype,
             None,
             None,

@@ -130,6 +130,11 @@ def head_in_words(head: Mapping[str, Any]) -> str:
         if head["kind"] == "mlp"
         else "one linear map" + (" with a bias" if head.get("bias") else "")
     )
+    if head.get("members", 1) > 1:
+        return (
+            f"The head is {form} a member, computed in float32; the score is the mean of "
+            f"{head['members']} members, each trained on pairs of its own drawing."
+        )
     if not head.get("attributes"):
         return f"The head is {form}, computed in float32."
     pairs = zip(head["attributes"], head["weights"], strict=True)

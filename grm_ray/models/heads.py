@@ -12,14 +12,20 @@ class ScalarHead(nn.Module):
     """`(..., H)` -> `(...)`: dropout, then a linear map, or H -> hidden -> ReLU -> 1.
 
     The linear form has no bias, as transformers' sequence classification has none: a constant
-    cancels in every preference loss. With `attributes`, A of them, `(..., H)` -> `(..., A)`.
+    cancels in every preference loss. With `attributes`, A of them, `(..., H)` -> `(..., A)`; with
+    `members` likewise.
+
+    Attributes:
+        weights: what the outputs are summed with; empty: there is one, which is the score.
     """
 
     def __init__(self, hidden_size: int, head: Head) -> None:
         super().__init__()
         self.dropout = nn.Dropout(head.dropout)
-        self.outputs = len(head.attributes) or 1
-        self.weights = tuple(head.weights)
+        self.outputs = len(head.attributes) or head.members
+        self.members = head.members
+        mean = (1.0 / head.members,) * head.members if head.members > 1 else ()
+        self.weights = tuple(head.weights) or mean
         if head.kind == "linear":
             self.layers = nn.Sequential(nn.Linear(hidden_size, self.outputs, bias=head.bias))
             # Small start: scores begin near 0, so that the first loss is near log 2.
@@ -45,5 +51,9 @@ class ScalarHead(nn.Module):
         return list(self.layers.parameters())
 
     def score(self, outputs: torch.Tensor) -> torch.Tensor:
-        """What pairs are compared by: `outputs` itself, or the attributes' weighted sum."""
+        """What pairs are compared by: `outputs` itself, or the weighted sum of several."""
         return outputs @ outputs.new_tensor(self.weights) if self.weights else outputs
+
+    def member_scores(self, outputs: torch.Tensor) -> torch.Tensor:
+        """`(..., K)`: each member's score; the one score there is, where there are no members."""
+        return outputs if self.members > 1 else self.score(outputs)[..., None]

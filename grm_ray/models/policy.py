@@ -77,12 +77,17 @@ class Policy(nn.Module):
         with_entropy: bool = False,
         with_reference: bool = False,
         critic_alone: bool = False,
+        reference_alone: bool = False,
     ) -> Said:
         """What policy, critic and reference say of the answers.
 
         Args:
             critic_alone: the value head learns on hidden states as they are.
+            reference_alone: the policy's own pass is spared: `logp_N` and `values_N` are empty.
         """
+        if reference_alone:
+            ref_logp_N = self._reference(packed, temperature)
+            return Said(ref_logp_N[:0], ref_logp_N[:0], None, ref_logp_N)
         logp_N, _, hidden_NH, entropy_N = answer_logprobs(
             self.lm, hidden_states(self.lm, packed), packed, temperature, with_entropy=with_entropy
         )

@@ -54,13 +54,23 @@ class RewardReader:
             # A policy may end an answer with another stop token than the reward model was shown.
             self._stops = set(policy.all_special_ids) - {self._contract.terminal_token_id}
 
+    @property
+    def members(self) -> int:
+        """Scores that the model gives to an answer: those of its head's ensemble, or one."""
+        return self._model.head.members
+
     def score(self, rollouts: pa.Table) -> np.ndarray:
         """Score of each row of a `ROLLOUTS` batch, in its order, `(B,)` fp32."""
-        rows = [
-            self._cut(prompt, [answer])[0]
-            for prompt, answer in (self._ids if self._same_tokens else self._templated)(rollouts)
-        ]
-        return score_rows(self._model, rows, self._budget, self._device)
+        return self.member_scores(rollouts).mean(axis=1)
+
+    def member_scores(self, rollouts: pa.Table) -> np.ndarray:
+        """Each member's score of each row, `(B, K)` fp32; NaN where the chat template refuses."""
+        sides = list((self._ids if self._same_tokens else self._templated)(rollouts))
+        read = [i for i, side in enumerate(sides) if side is not None]
+        rows = [self._cut(side[0], [side[1]])[0] for side in sides if side is not None]
+        scores = np.full((len(sides), self.members), np.nan, np.float32)
+        scores[read] = score_rows(self._model, rows, self._budget, self._device, by_member=True)
+        return scores
 
     def judge(self, texts: pa.Table) -> np.ndarray:
         """Scores of `TEXTS` (`drivers.scoring`), in their order.
@@ -75,9 +85,8 @@ class RewardReader:
         rows: list[tuple[np.ndarray, np.ndarray]] = []
         at: list[int] = []
         for group in by_key(texts["group"].to_pylist()):
-            try:
-                sides = self._templated(texts.take(pa.array(group)))
-            except jinja2.TemplateError:
+            sides = [s for s in self._templated(texts.take(pa.array(group))) if s is not None]
+            if len(sides) < len(group):
                 continue
             for same in by_key(tuple(prompt) for prompt, _ in sides):
                 rows += self._cut(sides[same[0]][0], [sides[i][1] for i in same])
@@ -96,16 +105,22 @@ class RewardReader:
             answer = self._without_stop(answers[answer_at[i] : answer_at[i + 1]].tolist())
             yield prompts[prompt_at[i] : prompt_at[i + 1]].tolist(), self._contract.close(answer)
 
-    def _templated(self, texts: pa.Table) -> list[tuple[list[int], list[int]]]:
-        """Prompt and closed answer of each row, from its text; a prompt is tokenised once."""
+    def _templated(self, texts: pa.Table) -> list[tuple[list[int], list[int]] | None]:
+        """Prompt and closed answer of each row, from its text; a prompt is tokenised once.
+
+        None where the chat template refuses the conversation.
+        """
         messages, responses = texts["messages"].to_pylist(), texts["response"].to_pylist()
         found: dict[int, tuple[list[int], list[int]]] = {}
         for rows in by_key(messages):
-            prompt, answers = self._contract.tokens(
-                self._tokenizer, json.loads(messages[rows[0]]), [responses[i] for i in rows]
-            )
+            try:
+                prompt, answers = self._contract.tokens(
+                    self._tokenizer, json.loads(messages[rows[0]]), [responses[i] for i in rows]
+                )
+            except jinja2.TemplateError:
+                continue
             found |= {i: (prompt, answer) for i, answer in zip(rows, answers, strict=True)}
-        return [found[i] for i in range(len(messages))]
+        return [found.get(i) for i in range(len(messages))]
 
     def _cut(
         self, prompt: list[int], answers: Sequence[list[int]]

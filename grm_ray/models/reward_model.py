@@ -42,7 +42,8 @@ class RewardModel(nn.Module):
                 them before; `packed` may then be None.
 
         Returns:
-            `scores_A` (with attributes: `(A, attributes)`) and `logprobs_C` (nats, or None), fp32.
+            `scores_A` (with attributes or members `(A, outputs)`) and `logprobs_C` (nats, or None),
+            fp32.
         """
         if features_AH is not None:
             return self.head(features_AH), None

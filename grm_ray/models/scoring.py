@@ -15,7 +15,11 @@ Row = tuple[np.ndarray, np.ndarray]
 
 @torch.inference_mode()
 def score_rows(
-    model: RewardModel, rows: Sequence[Row], budget: int, device: torch.device | str = "cpu"
+    model: RewardModel,
+    rows: Sequence[Row],
+    budget: int,
+    device: torch.device | str = "cpu",
+    by_member: bool = False,
 ) -> np.ndarray:
     """One raw score a row, fp32, in the rows' order.
 
@@ -24,12 +28,13 @@ def score_rows(
         rows: tokens of (prompt, answer), closed by the scoring contract; rows of equal prompts
             share it, wherever they stand.
         budget: tokens of one pass through the backbone.
+        by_member: `(B, K)`, the scores of the K members of the head's ensemble, in one pass.
     """
-    scores = np.zeros(len(rows), np.float32)
+    scores = np.zeros((len(rows), model.head.members), np.float32)
     numbers = share_prompts([p for p, _ in rows], [len(a) for _, a in rows], budget)
     groups = [(rows[group[0]][0], [rows[i][1] for i in group]) for group in numbers]
     for batch in micro_batches([group_tokens(group) for group in groups], budget):
         outputs, _ = model(pack([groups[g] for g in batch]).to(device))
-        values = model.head.score(outputs).float().numpy(force=True)
+        values = model.head.member_scores(outputs).float().numpy(force=True)
         scores[[i for g in batch for i in numbers[g]]] = values
-    return scores
+    return scores if by_member else scores.mean(axis=1)

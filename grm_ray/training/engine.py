@@ -185,6 +185,14 @@ class ZeroEngine:
         known = self._engine.get_global_grad_norm()
         return {"lr": lr, "grad_norm": float(norm if known is None else known)}
 
+    def move_moments(self, device: torch.device) -> None:
+        """Adam's moments, two numbers a weight, to `device`; an update needs them on this one's."""
+        adam = getattr(self._optimizer, "optimizer", self._optimizer)  # inside ZeRO's
+        for state in adam.state.values():
+            for name, value in state.items():
+                if torch.is_tensor(value) and value.dim():  # the step count stays where it is
+                    state[name] = value.to(device)
+
     def all_reduce(
         self, values: Sequence[float], op: Any = torch.distributed.ReduceOp.SUM
     ) -> list[float]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from grm_ray.config.ppo import BY_ROW, Ppo, Rollout
+from grm_ray.config.policy import BY_ROW, Ppo
+from grm_ray.config.ppo import Rollout
 from grm_ray.objectives.advantages import (
     gae,
     group_relative,
@@ -36,6 +37,8 @@ from grm_ray.objectives.policy import (
 )
 from grm_ray.objectives.rows import row_sums
 
+ENGINE_GAP = "policy/engine_gap"
+
 # What `PolicyLoss` measures on its way: shares of means over the update's tokens of all ranks.
 FIGURES = (
     "loss/policy",
@@ -46,6 +49,7 @@ FIGURES = (
     "policy/full_entropy",
     "policy/importance",
     "policy/chi_squared",
+    ENGINE_GAP,
     "value/error",
 )
 
@@ -114,6 +118,8 @@ class PolicyLoss:
         self.wants_entropy = config.entropy_coefficient > 0
         self._is_root = config.kl.estimator == "sqrt_chi_squared"
         self._in_reward = config.penalty_place == "reward"
+        # Whitening, and GRPO's scaling, take the rewards' unit out of the advantages.
+        self.keeps_unit = not self._whitens and config.estimator != "grpo"
 
     # ------------------------------------------------------- once before the update
 
@@ -290,6 +296,7 @@ class PolicyLoss:
                 entropy,
                 targets.weights_T.sum() / tokens,
                 chi,
+                (logp_T - before.engine_logp_T).abs().sum() / tokens,
                 error / tokens,
             )
             return loss, {
@@ -310,6 +317,8 @@ class PolicyLoss:
             without.add("policy/full_entropy")
         if self._importance == "none":
             without.add("policy/importance")
+        if self._config.old_logprobs == "learner":  # then it is known before the update
+            without.add(ENGINE_GAP)
         # Of a root over the batch, the share of a micro-batch is no figure of its own.
         without.add("loss/penalty" if self._is_root else "policy/chi_squared")
         return [name for name in FIGURES if name not in without]

@@ -38,12 +38,14 @@ class Pairs:
     """Some pairs of one step: prompt with (chosen, rejected), and what the data says of each.
 
     `reference_B2`: summed log-probs of chosen and rejected under the starting model, in nats.
+    `draws_BK`: how often each of K members has drawn the pair (a bootstrap has 0, 1, 2, ...).
     """
 
     groups: Sequence[Group]
     margin_B: np.ndarray  # NaN where the data has none
     smoothing_B: np.ndarray  # NaN: the config's label_smoothing
     reference_B2: np.ndarray | None = None
+    draws_BK: np.ndarray | None = None
 
     def take(self, rows: Sequence[int]) -> Pairs:
         return Pairs(
@@ -51,6 +53,7 @@ class Pairs:
             self.margin_B[rows],
             self.smoothing_B[rows],
             None if self.reference_B2 is None else self.reference_B2[rows],
+            None if self.draws_BK is None else self.draws_BK[rows],
         )
 
 
@@ -105,26 +108,41 @@ class RewardLoss:
     def of_scores(
         self, scores_A: torch.Tensor, logp_C: torch.Tensor | None, pairs: Pairs
     ) -> dict[str, torch.Tensor]:
-        """The values of `pairs` from scores (chosen, rejected, chosen, ...) and log-probs."""
-        config = self._config
-        chosen, rejected = scores_A[0::2], scores_A[1::2]
+        """The values of `pairs` from scores (chosen, rejected, chosen, ...) and log-probs.
+
+        Of members' scores `(A, K)`, the preference loss is the mean of theirs, each over the pairs
+        that the member has drawn; the margin is that of their mean.
+        """
         given = self._given(pairs, scores_A.device)
         if logp_C is not None:
             both = len(logp_C) == len(scores_A)
             given["chosen_logp_B"] = logp_C[0::2] if both else logp_C
             if both:
                 given["rejected_logp_B"] = logp_C[1::2]
-        preference = _call(self._preference, {"chosen_B": chosen, "rejected_B": rejected, **given})
-        if config.centering:
-            preference = preference + config.centering * centering(chosen, rejected)
-        if config.score_l2:
-            preference = preference + config.score_l2 * score_l2(chosen, rejected)
+        if scores_A.dim() == 1:
+            preference = self._preferred(scores_A, given)
+        else:
+            of_members_BK = torch.stack([self._preferred(s, given) for s in scores_A.T], dim=1)
+            if pairs.draws_BK is not None:
+                draws_BK = torch.as_tensor(pairs.draws_BK, device=scores_A.device)
+                of_members_BK = of_members_BK * draws_BK.to(of_members_BK.dtype)
+            preference, scores_A = of_members_BK.mean(dim=1), scores_A.mean(dim=1)
         regularizer = None if self._regularizer is None else _call(self._regularizer, given)
         return {
             "preference": preference,
             "regularizer": torch.zeros_like(preference) if regularizer is None else regularizer,
-            "margin": chosen - rejected,
+            "margin": scores_A[0::2] - scores_A[1::2],
         }
+
+    def _preferred(self, scores_A: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
+        """One member's preference loss `(B,)`, with what holds its scores together."""
+        config, chosen, rejected = self._config, scores_A[0::2], scores_A[1::2]
+        loss = _call(self._preference, {"chosen_B": chosen, "rejected_B": rejected, **given})
+        if config.centering:
+            loss = loss + config.centering * centering(chosen, rejected)
+        if config.score_l2:
+            loss = loss + config.score_l2 * score_l2(chosen, rejected)
+        return loss
 
     def shares(self, values: dict[str, torch.Tensor], totals: tuple[float, float]) -> torch.Tensor:
         """This micro-batch's share of the step's loss: a scalar to go backward from.

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from grm_ray.config.ppo import PpoJob
-from grm_ray.data.packing import Group, Packed, group_tokens, micro_batches, pack, share_prompts
+from grm_ray.data.packing import micro_batches, pack
+from grm_ray.data.rollout_rows import RolloutRows
 from grm_ray.data.tables import EVALUATIONS, ROLLOUTS, flat, nested, select
 from grm_ray.models import backbone
 from grm_ray.models.backbone import (
@@ -29,10 +30,11 @@ from grm_ray.models.checkpoint import save_causal_lm
 from grm_ray.models.policy import Policy
 from grm_ray.objectives.rows import row_sums
 from grm_ray.runtime import logs, priority, weights
-from grm_ray.runtime.weights import Version, WeightUpdate
+from grm_ray.runtime.timeline import Timeline, traced
+from grm_ray.runtime.weights import ON_DEVICE, Version, WeightUpdate
 from grm_ray.training.checkpoint import CheckpointMismatch
 from grm_ray.training.engine import ZeroEngine, address, join_group
-from grm_ray.training.policy_loss import Before, PolicyLoss, Targets
+from grm_ray.training.policy_loss import ENGINE_GAP, Before, PolicyLoss, Targets
 
 AVERAGE = "average.safetensors"
 
@@ -45,6 +47,7 @@ class Learner:
         self, config: dict[str, Any], rank: int, world: int, model_path: str, threads: int, log: str
     ) -> None:
         logs.to_file(Path(log))
+        self.timeline = Timeline(Path(log))
         priority.yield_to_engines()
         torch.set_num_threads(threads)
         self._config = PpoJob(**config)
@@ -53,11 +56,13 @@ class Learner:
         self._loss = PolicyLoss(self._config.ppo, self._config.rollout)
         self._files = weights.WeightFiles()
         self._update: WeightUpdate | None = None
+        self._link: Any = None  # to the engines' GPUs
 
     def address(self) -> tuple[str, int]:
         """This rank's machine and a free port there."""
         return address()
 
+    @traced
     def setup(self, meeting: tuple[str, int, int]) -> int:
         """Load policy and reference, join the group, build the engine; returns the process id."""
         config = self._config
@@ -77,6 +82,9 @@ class Learner:
             reference,
             config.ppo.kl.ema,
         )
+        self._link = self._gpu_link()
+        if self._rank == 0 and self._link is None and not backbone.is_lora(policy.lm):
+            self._files.reserve(sum(p.nbytes for p in policy.lm.parameters()))
         updates = config.ppo.steps * config.ppo.epochs * config.ppo.minibatches
         self._engine = ZeroEngine(
             policy, config.ppo.optimizer, resolve_dtype(config.policy.dtype), updates
@@ -86,6 +94,7 @@ class Learner:
 
     # ------------------------------------------------------- before the update
 
+    @traced
     @torch.no_grad()
     def evaluate(self, *batches: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
         """`EVALUATIONS` of `ROLLOUTS` batches, and per-row metadata (KL, gap to the engine).
@@ -95,22 +104,27 @@ class Learner:
         engine = self._engine
         engine.module.train()  # no dropout is active in a `Policy`; checkpointing needs train mode
         rollouts = pa.concat_tables(batches) if batches else ROLLOUTS.empty_table()
-        rows = _Rows(rollouts if rollouts.num_rows else None)
+        rows = RolloutRows(rollouts if rollouts.num_rows else None)
+        engine_logp = flat(rollouts, "engine_logprobs")[0].copy()
+        spared = self._config.ppo.old_logprobs == "engine"
         logp, ref, values = (np.zeros(rows.answer_at[-1], np.float32) for _ in range(3))
+        what = {"with_reference": True, "reference_alone": spared}
         groups = rows.groups(self._budget)
         parts = micro_batches([rows.tokens(g) for g in groups], self._budget)
         for batch in engine.rounds(parts):
             if batch is None:
-                self._dummy(with_reference=True)
+                self._dummy(**what)
                 continue
             chosen = [groups[i] for i in batch]
             packed = rows.packed(chosen).to(engine.device)
-            said = engine(packed, self._temperature, with_reference=True)
+            said = engine(packed, self._temperature, **what)
             at = rows.answer_positions(chosen)
-            logp[at] = said.logp_N.float().numpy(force=True)
-            values[at] = said.values_N.float().numpy(force=True)
             ref[at] = said.ref_logp_N.float().numpy(force=True)
-        engine_logp = flat(rollouts, "engine_logprobs")[0].copy()
+            if not spared:
+                logp[at] = said.logp_N.float().numpy(force=True)
+                values[at] = said.values_N.float().numpy(force=True)
+        if spared:
+            logp = engine_logp
         table = pa.table(
             [rollouts["uid"], *(nested(x, rows.answer_at) for x in (logp, ref, values))],
             schema=EVALUATIONS,
@@ -127,6 +141,7 @@ class Learner:
 
     # --------------------------------------------------------------- the update
 
+    @traced
     def learn(
         self,
         rollout_refs: list[Any],
@@ -159,7 +174,7 @@ class Learner:
         number = {uid: i for i, uid in enumerate(rewards)}
         sums = dict.fromkeys(self._loss.figures, 0.0)
         made: dict[str, float] = {}
-        updates = 0
+        updates, gap = 0, 0.0
         for uids in minibatches:
             part = rows.groups(self._budget, [number[uid] for uid in uids])
             found = self._minibatch(rows, part, targets, policy_learns)
@@ -167,31 +182,35 @@ class Learner:
                 continue
             figures, made = found
             targets = self._loss.follow(targets, figures, self._engine.all_reduce)
+            if not updates:  # later, the distance from the engine is what was learned meanwhile
+                gap = figures.get(ENGINE_GAP, 0.0)
             sums = {name: x + figures[name] for name, x in sums.items()}
             updates += 1
         self._engine.module.follow()
-        learned, *totals = self._engine.all_reduce([len(rewards), *sums.values()])
+        learned, gap, *totals = self._engine.all_reduce([len(rewards), gap, *sums.values()])
         means = {n: x / max(updates, 1) for n, x in zip(sums, totals, strict=True)}
+        if ENGINE_GAP in means:
+            means[ENGINE_GAP] = gap
         return {"rows_learned": learned, **means, **made}
 
     def _join(
         self, rollout_refs: list[Any], evaluation_refs: list[Any], uids: list[str]
-    ) -> tuple[_Rows, Before]:
+    ) -> tuple[RolloutRows, Before]:
         """The rows of `uids` from both stages, joined by uid."""
         if not uids:
             nothing = torch.zeros(0)
             bounds = torch.zeros(1, dtype=torch.long)
-            return _Rows(None), Before(nothing, nothing, nothing, nothing, bounds)
+            return RolloutRows(None), Before(nothing, nothing, nothing, nothing, bounds)
         rollouts = select(pa.concat_tables(ray.get(rollout_refs)), uids)
         evaluations = select(pa.concat_tables(ray.get(evaluation_refs)), uids)
         columns = [(evaluations, name) for name in ("logprobs", "ref_logprobs", "values")]
         columns.append((rollouts, "engine_logprobs"))
         found = (torch.from_numpy(flat(table, name)[0].copy()) for table, name in columns)
-        rows = _Rows(rollouts)
+        rows = RolloutRows(rollouts)
         return rows, Before(*found, torch.from_numpy(rows.answer_at))
 
     def _minibatch(
-        self, rows: _Rows, part: list[list[int]], targets: Targets, policy_learns: bool
+        self, rows: RolloutRows, part: list[list[int]], targets: Targets, policy_learns: bool
     ) -> tuple[dict[str, float], dict[str, float]] | None:
         """One optimizer step on `part` of this rank's groups of rows.
 
@@ -234,19 +253,42 @@ class Learner:
 
     # ------------------------------------------------------------- afterwards
 
+    @traced
+    def hold_optimizer(self, on_device: bool) -> None:
+        """Fetch the optimizer's moments to the GPU for an update, or put them into host memory."""
+        self._engine.move_moments(self._engine.device if on_device else torch.device("cpu"))
+
+    @traced
     def export_weights(self, version: Version) -> WeightUpdate | None:
-        """Rank 0 lays the policy's weights into shared memory, the adapter merged in."""
+        """Rank 0 lays the policy's weights ready, the adapter merged in: in shared memory, or
+        where they are to go from GPU to GPU, in its own."""
         with self._engine.gathered(self._engine.module.lm):
             if self._rank == 0:
                 weights_of = trained_weights(self._engine.module.lm)
-                self._update = self._files.write(weights_of, version)
+                if self._link is None:
+                    self._update = self._files.write(weights_of, version)
+                else:
+                    self._link.source.lay(weights_of)
+                    self._update = WeightUpdate(version, ON_DEVICE, weights.host(), "")
         return self._update
+
+    @traced
+    def send_weights(self, workers: list[Any]) -> str:
+        """Bring rollout workers what `export_weights` laid ready on the GPU; returns its version.
+
+        A worker that dies meanwhile leaves the others waiting: the run ends after `timeout_s`, and
+        goes on with `--resume`.
+        """
+        assert self._update is not None, "export_weights comes first"
+        self._link.send(workers, self._update.version, *address())
+        return str(self._update.version)
 
     def weight_bytes(self) -> np.ndarray:
         """The current version's bytes, for rollout workers on other machines."""
         assert self._update is not None, "export_weights comes first"
         return np.fromfile(self._update.path, dtype=np.uint8)
 
+    @traced
     def save_model(self, folder: str, card: str) -> None:
         """Rank 0 writes the policy as a Hugging Face folder, adapter merged."""
         with self._engine.gathered(self._engine.module.lm):
@@ -254,6 +296,7 @@ class Learner:
                 tokenizer = load_tokenizer(self._path, self._config.policy.trust_remote_code)
                 save_causal_lm(self._engine.module.lm, tokenizer, Path(folder), card)
 
+    @traced
     def save(self, folder: str, extra: dict[str, Any]) -> dict[str, str]:
         """This rank's share of a checkpoint; returns the hashes of the live state."""
         average = self._engine.module.average
@@ -262,6 +305,7 @@ class Learner:
             save_file({n: x.cpu() for n, x in average.items()}, Path(folder) / AVERAGE)
         return self._engine.save(Path(folder), {**extra, "average": digest(average)})
 
+    @traced
     def load(self, folder: str) -> dict[str, Any]:
         """What `save` wrote; returns its `extra`.
 
@@ -283,6 +327,16 @@ class Learner:
     def close(self) -> None:
         self._files.remove()
 
+    def _gpu_link(self) -> Any:
+        """None where weights go through shared memory. vLLM is imported only where it is needed."""
+        rollout = self._config.rollout
+        if rollout.weight_transfer == "shared_memory" or self._rank != 0:
+            return None
+        from grm_ray.runtime.gpu_transfer import Link
+
+        ranks_each = rollout.engine.tensor_parallel_size
+        return Link(rollout.weight_transfer, ranks_each, self._config.timeout_s)
+
     @property
     def _temperature(self) -> float:
         return self._config.rollout.temperature
@@ -299,47 +353,3 @@ def digest(weights: dict[str, torch.Tensor]) -> str:
         found.update(name.encode())
         found.update(weight.cpu().contiguous().numpy().tobytes())
     return found.hexdigest()
-
-
-class _Rows:
-    """A `ROLLOUTS` table as flat arrays: row i is prompt i followed by answer i."""
-
-    def __init__(self, table: pa.Table | None) -> None:
-        if table is None:
-            self._prompts: list[np.ndarray] = []
-            self._answers: list[np.ndarray] = []
-            self.answer_at = np.zeros(1, np.int64)
-            return
-        prompts, prompt_at = flat(table, "prompt_tokens")
-        answers, self.answer_at = flat(table, "response_tokens")
-        self._prompts = np.split(prompts, prompt_at[1:-1])
-        self._answers = np.split(answers, self.answer_at[1:-1])
-
-    def groups(self, budget: int, of: list[int] | None = None) -> list[list[int]]:
-        """Numbers of the rows `of` (None: all) by prompt; within `budget` tokens where they can."""
-        chosen = range(len(self._answers)) if of is None else of
-        found = share_prompts(
-            [self._prompts[i] for i in chosen], [len(self._answers[i]) for i in chosen], budget
-        )
-        return [[chosen[i] for i in group] for group in found]
-
-    def tokens(self, group: list[int]) -> int:
-        return group_tokens(self._group(group))
-
-    def packed(self, groups: list[list[int]]) -> Packed:
-        return pack([self._group(group) for group in groups])
-
-    def _group(self, rows: list[int]) -> Group:
-        return self._prompts[rows[0]], [self._answers[i] for i in rows]
-
-    def answer_positions(self, groups: list[list[int]]) -> np.ndarray:
-        """Where the answers of `groups` lie in the flat answer arrays, in packed order."""
-        spans = [np.arange(self.answer_at[i], self.answer_at[i + 1]) for g in groups for i in g]
-        return np.concatenate([np.zeros(0, np.int64), *spans])
-
-    def answer_tokens(self, groups: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """`answer_positions`, and the offsets of those answers among themselves."""
-        order = [i for group in groups for i in group]
-        lengths = self.answer_at[1:][order] - self.answer_at[:-1][order]
-        offsets = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
-        return torch.from_numpy(self.answer_positions(groups)), torch.from_numpy(offsets)

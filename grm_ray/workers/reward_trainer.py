@@ -19,6 +19,7 @@ from grm_ray.models.checkpoint import save_reward_model
 from grm_ray.models.starting import start_reward_model, starting_contract
 from grm_ray.objectives.preference import regression
 from grm_ray.runtime import logs
+from grm_ray.runtime.timeline import Timeline, traced
 from grm_ray.training.engine import ZeroEngine, address, join_group
 from grm_ray.training.reward_loss import Pairs, RewardLoss, gradient_ratio
 from grm_ray.workers.chunks import Chunks, column_lists, numbers
@@ -32,6 +33,7 @@ class RewardTrainer:
         self, config: dict[str, Any], rank: int, world: int, model_path: str, threads: int, log: str
     ) -> None:
         logs.to_file(Path(log))
+        self.timeline = Timeline(Path(log))
         torch.set_num_threads(threads)
         self._config = RewardModelJob(**config)
         self._rank, self._world = rank, world
@@ -43,6 +45,7 @@ class RewardTrainer:
         """This rank's machine and a free port there."""
         return address()
 
+    @traced
     def setup(self, meeting: tuple[str, int, int]) -> None:
         """Join the group and load the model."""
         config = self._config
@@ -64,6 +67,7 @@ class RewardTrainer:
         self._loss = RewardLoss(config.loss)
         self._head_at_start = self._head()
 
+    @traced
     def begin(self, total_steps: int, tables: dict[str, tuple[list[Any], list[int]]]) -> None:
         """Build the engine; `setup` comes first.
 
@@ -79,6 +83,7 @@ class RewardTrainer:
 
     # ------------------------------------------------------------------ training
 
+    @traced
     def step(self, rows: list[int], totals: tuple[float, float]) -> dict[str, float]:
         """One optimizer step on this rank's `rows`; metrics are means over all ranks' rows.
 
@@ -101,6 +106,7 @@ class RewardTrainer:
         made = self._engine.update(self._batches(pairs.groups), loss, self._dummy)
         return {**self._means(sums, totals), **made}
 
+    @traced
     def reference_logprobs(self, rows: list[int]) -> np.ndarray:
         """`(rows, 2)`: summed log-probs of chosen and rejected under the starting model, nats.
 
@@ -129,6 +135,7 @@ class RewardTrainer:
 
     # ---------------------------------------------------------------- evaluation
 
+    @traced
     @torch.no_grad()
     def evaluate(self, name: str, rows: list[int]) -> dict[str, Any]:
         """This rank's rows of an evaluation set: scores, answer lengths, loss, one a pair."""
@@ -143,6 +150,7 @@ class RewardTrainer:
         lengths = [[len(answer) for answer in answers] for _, answers in pairs.groups]
         return {"scores": scores, "lengths": np.array(lengths).reshape(-1, 2)}
 
+    @traced
     def health(self, rows: list[int]) -> dict[str, float]:
         """How far the head has moved, and which loss pulls harder, on these training rows.
 
@@ -163,6 +171,7 @@ class RewardTrainer:
 
     # ------------------------------------------------------------------- saving
 
+    @traced
     def save_model(self, folder: str, facts: dict[str, Any]) -> str | None:
         """Rank 0 writes the reward model's folder and returns its fingerprint.
 
@@ -184,9 +193,11 @@ class RewardTrainer:
                 adapter=is_lora(self._engine.module.lm),  # beside the merged weights, for PEFT
             )
 
+    @traced
     def save(self, folder: str, extra: dict[str, Any]) -> dict[str, str]:
         return self._engine.save(Path(folder), extra)
 
+    @traced
     def load(self, folder: str) -> dict[str, Any]:
         return self._engine.load(Path(folder), self._config.seed)
 
@@ -205,7 +216,19 @@ class RewardTrainer:
             self._reference[list(rows)]
             if name == "train" and self._reference is not None
             else None,
+            self._draws(rows) if name == "train" else None,
         )
+
+    def _draws(self, rows: Sequence[int]) -> np.ndarray | None:
+        """How often each member of the head's ensemble has drawn each pair, the same every epoch.
+
+        Poisson with mean 1, the limit of drawing with replacement, needs no look at other rows.
+        """
+        members, seed = self._config.head.members, self._config.seed
+        if members == 1:
+            return None
+        drawn = [np.random.default_rng([seed, row]).poisson(1.0, members) for row in rows]
+        return np.array(drawn, np.float32).reshape(-1, members)
 
     def _batches(self, groups: Sequence[Any]) -> list[list[int]]:
         budget = self._config.training.optimizer.tokens_per_micro_batch

@@ -16,24 +16,46 @@ import pyarrow as pa
 import ray
 import torch
 
-from grm_ray.config.ppo import Engine, PpoJob
+from grm_ray.config.ppo import Engine, Rollout
+from grm_ray.config.schema import Model
 from grm_ray.data.tables import ROLLOUTS, flat
 from grm_ray.models.backbone import resolve_dtype
 from grm_ray.runtime import logs, scratch, weight_engine
+from grm_ray.runtime.timeline import Timeline, traced
 from grm_ray.runtime.weights import ChecksumError, Version, WeightUpdate, write_bytes
 
 
 @ray.remote
 class RolloutWorker:
-    """Serves after `start`, once `update_weights` brought the policy's current weights."""
+    """Serves after `start`, where the policy is trained once `update_weights` brought its weights.
 
-    def __init__(self, config: dict[str, Any], model_path: str, threads: int, log: str) -> None:
+    Args:
+        policy: the config's section, as plain data.
+        rollout: likewise.
+        max_prompt_length: tokens.
+        share_devices: leave the GPU to a learner between `sleep` and `wake_up`.
+        model_path: the folder that `policy.path` stands for.
+    """
+
+    def __init__(
+        self,
+        policy: dict[str, Any],
+        rollout: dict[str, Any],
+        max_prompt_length: int,
+        share_devices: bool,
+        model_path: str,
+        threads: int,
+        log: str,
+    ) -> None:
         logs.to_file(Path(log))
+        self.timeline = Timeline(Path(log))
         scratch.enter()
-        self._config = PpoJob(**config)
+        self._policy, self._rollout = Model(**policy), Rollout(**rollout)
+        self._length = max_prompt_length + self._rollout.max_new_tokens
+        self._share_devices = share_devices
         self._path = model_path
         self._version = Version(0, 0)
-        engine = self._config.rollout.engine
+        engine = self._rollout.engine
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(engine.kv_cache_gb)))
         # "nobind": pinning would put several workers' threads on the same first cores.
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
@@ -41,20 +63,23 @@ class RolloutWorker:
         if not torch.cuda.is_available():
             _lean_engine(engine)
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
+        if self._rollout.weight_transfer == "ipc":
+            # Handles to device memory, on their way to this engine's own processes.
+            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
 
+    @traced
     async def start(self) -> str:
         """Bring the engine up with the weights of the policy's folder; returns their version."""
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        config, engine = self._config, self._config.rollout.engine
+        engine = self._rollout.engine
         weight_engine.register()
-        length = config.data.max_prompt_length + config.rollout.max_new_tokens
         self._engine = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
                 model=self._path,
-                dtype=resolve_dtype(config.policy.dtype),
-                max_model_len=length,
+                dtype=resolve_dtype(self._policy.dtype),
+                max_model_len=self._length,
                 max_num_seqs=engine.max_num_seqs,
                 enforce_eager=engine.enforce_eager,
                 tensor_parallel_size=engine.tensor_parallel_size,
@@ -62,14 +87,16 @@ class RolloutWorker:
                 # Log-probs of the law that was sampled from, temperature included.
                 logprobs_mode="processed_logprobs",
                 enable_prefix_caching=True,
-                weight_transfer_config={"backend": weight_engine.NAME},
-                trust_remote_code=config.policy.trust_remote_code,
+                weight_transfer_config={"backend": self._rollout.weight_transfer},
+                enable_sleep_mode=self._share_devices,
+                trust_remote_code=self._policy.trust_remote_code,
                 disable_log_stats=True,
-                **({} if torch.cuda.is_available() else _on_cpu(length)),
+                **({} if torch.cuda.is_available() else _on_cpu(self._length)),
             )
         )
         return str(self._version)
 
+    @traced
     async def update_weights(self, update: WeightUpdate, blob: Any = None) -> str:
         """Load one version through vLLM's weight-transfer interface; returns that version.
 
@@ -95,6 +122,42 @@ class RolloutWorker:
         self._version = update.version
         return str(self._version)
 
+    @traced
+    async def transfer(self, step: str, payload: Any) -> None:
+        """One step of vLLM's transfer protocol, called by the learner (`runtime.gpu_transfer`).
+
+        Args:
+            step: "init", "start", "update", or "finish", whose payload is the version.
+        """
+        from vllm.distributed.weight_transfer.base import (
+            WeightTransferInitRequest,
+            WeightTransferUpdateRequest,
+        )
+
+        with _engine_must_live():
+            if step == "init":
+                await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(payload))
+            elif step == "start":
+                await self._engine.start_weight_update()
+            elif step == "update":
+                await self._engine.update_weights(WeightTransferUpdateRequest(update_info=payload))
+            else:
+                await self._engine.finish_weight_update(weight_version=str(payload))
+                self._version = payload
+
+    @traced
+    async def sleep(self) -> None:
+        """Leave the GPU to the learner: weights go to the host's memory, keys are forgotten."""
+        with _engine_must_live():
+            await self._engine.sleep(level=1)
+
+    @traced
+    async def wake_up(self) -> None:
+        """Take the GPU again after `sleep`."""
+        with _engine_must_live():
+            await self._engine.wake_up()
+
+    @traced
     async def generate(
         self, prompts: pa.Table, rows: list[tuple[int, str, int]], greedy: bool = False
     ) -> AsyncIterator[Any]:
@@ -116,7 +179,7 @@ class RolloutWorker:
                     wanted,
                     tokens[offsets[row] : offsets[row + 1]],
                     {name: prompts.column(name)[row].as_py() for name in ("prompt", "messages")},
-                    0.0 if greedy else self._config.rollout.temperature,
+                    0.0 if greedy else self._rollout.temperature,
                     done,
                 )
             )
@@ -126,7 +189,7 @@ class RolloutWorker:
             left = len(rows)
             while left:
                 batch = await self._next(done, tasks)
-                while len(batch) < min(self._config.rollout.rows_per_batch, left):
+                while len(batch) < min(self._rollout.rows_per_batch, left):
                     batch = batch + await self._next(done, tasks)
                 left -= len(batch)
                 table = pa.Table.from_pylist(batch, schema=ROLLOUTS)
@@ -186,7 +249,7 @@ class RolloutWorker:
         version = self._version
         parameters = SamplingParams(
             temperature=temperature,
-            max_tokens=self._config.rollout.max_new_tokens,
+            max_tokens=self._rollout.max_new_tokens,
             seed=seed,
             logprobs=0,  # the sampled token's own
             output_kind=RequestOutputKind.FINAL_ONLY,

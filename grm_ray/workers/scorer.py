@@ -1,9 +1,11 @@
-"""A scorer: one reward model in eval mode, record batches in, a column of scores out."""
+"""A scorer: reward models in eval mode, record batches in, columns of scores out."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,8 @@ from grm_ray.config import registry
 from grm_ray.data.tables import SCORES
 from grm_ray.models.reading import RewardReader
 from grm_ray.runtime import logs, priority
+from grm_ray.runtime.timeline import Timeline, traced
+from grm_ray.workers import rules
 
 
 @ray.remote
@@ -22,7 +26,7 @@ class Scorer:
 
     def __init__(
         self,
-        folder: str,
+        folders: Sequence[str],
         dtype: str,
         policy_path: str | None,
         true_reward: str | None,
@@ -30,12 +34,23 @@ class Scorer:
         threads: int,
         log: str,
         trust_remote_code: bool = False,
+        rules_of: Sequence[dict[str, Any]] = (),
+        by_member: bool = True,
     ) -> None:
-        """`true_reward`: a program's name, or another saved reward model; None: there is none."""
+        """
+        Args:
+            folders: of the reward models; all are in memory at once, so that an answer travels
+                once, however many score it.
+            true_reward: a program's name, or another saved reward model; None: there is none.
+            rules_of: the rules of the reward's stages.
+            by_member: a model whose head is an ensemble gives a score a member, not their mean.
+        """
         logs.to_file(Path(log))
+        self.timeline = Timeline(Path(log))
         priority.yield_to_engines()
         torch.set_num_threads(threads)
-        self._folder, self._true_reward = folder, true_reward
+        self._folders, self._true_reward = folders, true_reward
+        self._rules, self._by_member = rules.resolve(rules_of), by_member
         self._read = partial(
             RewardReader,
             dtype=dtype,
@@ -44,30 +59,43 @@ class Scorer:
             trust_remote_code=trust_remote_code,
         )
 
-    def start(self) -> str:
-        """Load the reward model; returns the fingerprint of its weights and contract."""
-        self._reader = self._read(self._folder)
+    @traced
+    def start(self) -> list[str]:
+        """Load the models; returns the fingerprint of each one's weights and contract: the reward
+        models in their order, then the true reward, if that is a model."""
+        self._readers = [self._read(folder) for folder in self._folders]
         self._judge = self._program = None
         if self._true_reward is not None and registry.is_path(self._true_reward):
             self._judge = self._read(self._true_reward)
         elif self._true_reward is not None:
             self._program = registry.resolve("true reward", self._true_reward)
-        return self._reader.fingerprint
+        self._fingerprint = " ".join(reader.fingerprint for reader in self._readers)
+        judges = [] if self._judge is None else [self._judge]
+        return [reader.fingerprint for reader in (*self._readers, *judges)]
 
     def score(self, rollouts: pa.Table) -> pa.Table:
-        """`SCORES` of a `ROLLOUTS` batch, in its order."""
-        scores = self._reader.score(rollouts)
-        true: np.ndarray | list[float | None] = [None] * len(scores)
+        """`SCORES` of a `ROLLOUTS` batch, in its order; NaN where a model's template refuses."""
+        with self.timeline.span("score", key=rollouts["uid"][0].as_py(), rows=len(rollouts)):
+            return self._scores(rollouts)
+
+    @traced
+    def judge(self, texts: pa.Table) -> np.ndarray:
+        """Scores of `TEXTS` (`drivers.scoring`) by the first model: `RewardReader.judge`."""
+        return self._readers[0].judge(texts)
+
+    def _scores(self, rollouts: pa.Table) -> pa.Table:
+        if self._by_member:
+            scores_BK = np.hstack([reader.member_scores(rollouts) for reader in self._readers])
+        else:
+            scores_BK = np.stack([reader.score(rollouts) for reader in self._readers], axis=1)
+        prompts, answers = (rollouts[name].to_pylist() for name in ("prompt", "response"))
+        ruled_BR = rules.values(self._rules, prompts, answers)
+        true: np.ndarray | list[float | None] = [None] * len(answers)
         if self._judge is not None:
             true = self._judge.score(rollouts)
         elif self._program is not None:
-            pairs = zip(
-                rollouts["prompt"].to_pylist(), rollouts["response"].to_pylist(), strict=True
-            )
-            true = [float(self._program(prompt, response)) for prompt, response in pairs]
-        fingerprints = [self._reader.fingerprint] * len(scores)
-        return pa.table([rollouts["uid"], scores, true, fingerprints], schema=SCORES)
-
-    def judge(self, texts: pa.Table) -> np.ndarray:
-        """Scores of `TEXTS` (`drivers.scoring`), in their order: `RewardReader.judge`."""
-        return self._reader.judge(texts)
+            pairs = zip(prompts, answers, strict=True)
+            true = [float(self._program(prompt, answer)) for prompt, answer in pairs]
+        fingerprints = [self._fingerprint] * len(answers)
+        columns = [rollouts["uid"], list(scores_BK), list(ruled_BR), true, fingerprints]
+        return pa.table(columns, schema=SCORES)

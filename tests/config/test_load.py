@@ -104,6 +104,64 @@ PPO = "name: p\npolicy: {path: m}\nreward: {path: r}\ndata: {train: {path: demo}
         ("checkpoint: {best_by: reward}", "leaves one policy to choose"),
         ("evaluation: {every: 1}\ncheckpoint: {best_by: true_reward}", "needs reward.true_reward"),
         ("evaluation: {every: 1}\ncheckpoint: {best_by: greedy_reward}", "evaluation.greedy: true"),
+        ("ppo: {old_logprobs: engine}", "whose values need it"),
+        (
+            "ppo: {estimator: rloo, old_logprobs: engine}\nrollout: {staleness: 1}",
+            "rollout.staleness 0 only",
+        ),
+        ("rollout: {weight_transfer: nccl}", "workers.rollout.gpus must be above 0"),
+        (
+            "rollout: {weight_transfer: ipc}\n"
+            "workers: {rollout: {gpus: 0.5}, learner: {gpus: 0.5}}",
+            "workers.share_devices: true",
+        ),
+        (
+            "rollout: {weight_transfer: nccl}\n"
+            "workers: {rollout: {gpus: 0.5}, learner: {gpus: 0.5}, share_devices: true}",
+            "two ends on one GPU",
+        ),
+        ("workers: {share_devices: true}", "CPUs are shared as they are"),
+        (
+            "workers: {rollout: {gpus: 0.6}, learner: {gpus: 0.6}, share_devices: true}",
+            "add up to 1 at most",
+        ),
+        (
+            "rollout: {staleness: 1, engine: {gpu_memory_utilization: 0.5}}\n"
+            "workers: {rollout: {gpus: 0.5}, learner: {gpus: 0.5}, share_devices: true}",
+            "engines sleep during an update",
+        ),
+        ("guard: {}", "nothing to watch"),
+        ("evaluation: {every: 1}\nguard: {}", "needs reward.true_reward"),
+        (
+            "reward: {path: r, true_reward: demo_judge}\nevaluation: {every: 1}\n"
+            "guard: {action: roll_back}",
+            "needs checkpoint.best_by: true_reward, not none",
+        ),
+        (
+            "reward: {path: r, true_reward: demo_judge}\nevaluation: {every: 1}\n"
+            "guard: {action: lower}\nppo: {kl: {coefficient: 0}}",
+            "must be above 0 and without target",
+        ),
+        (
+            "reward: {path: r, true_reward: demo_judge}\nevaluation: {every: 11}\n"
+            "guard: {patience: 2}",
+            "do not come in 20 steps",
+        ),
+        (
+            "reward: {members: {a: x, b: y}, aggregate: conjunction}\nevaluation: {every: 1}\n"
+            "guard: {by: disagreement}",
+            "no scale to disagree on",
+        ),
+        ("ppo: {estimator: rloo, old_logprobs: engine, importance: token}", "nothing to weigh"),
+        (
+            "rollout: {weight_transfer: nccl}\n"
+            "workers: {rollout: {gpus: 0.5}, learner: {gpus: 0.5}}",
+            "nccl needs whole GPUs",
+        ),
+        (
+            "workers: {rollout: {gpus: 0.5}, learner: {gpus: 0.5}, share_devices: true}",
+            "gpu_memory_utilization is at most",
+        ),
         ("ppo: {dual_clip: 1.0}", "key 'ppo.dual_clip'"),
         ("ppo: {importance_cap: 0.5}", "key 'ppo.importance_cap'"),
     ],

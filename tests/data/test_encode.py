@@ -2,12 +2,18 @@
 
 import math
 
+import jinja2
 import pytest
 from transformers import AutoTokenizer
 
 from grm_ray.data.chat import ScoringContract, answer_tokens, prompt_tokens
-from grm_ray.data.encode import conversation_tokens, encode_pairs, encode_rated
-from grm_ray.data.records import Pair, Rated
+from grm_ray.data.encode import (
+    conversation_tokens,
+    encode_pairs,
+    encode_prompts,
+    encode_rated,
+)
+from grm_ray.data.records import Pair, Prompt, Rated
 from grm_ray.data.tables import PAIRS, RATED
 from tests.conftest import build_tokenizer
 
@@ -123,3 +129,19 @@ def test_graded_answers_have_nan_where_nothing_was_graded(tokenizer):
     assert labels[0] == 1.0 and math.isnan(labels[1])
     assert table["answer_tokens"].to_pylist()[0][-1] == tokenizer.eos_token_id
     assert left_out == [(f"{answers[1].prompt_id}:6", "longer than data.max_length")]
+
+
+def test_a_prompt_that_the_template_refuses_is_an_error_or_left_out(tmp_path):
+    build_tokenizer(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if 'odd' in m['content'] %}"
+        "{{ raise_exception('no') }}{% endif %}{{ m['content'] }}{% endfor %}"
+    )
+    prompts = [Prompt(text, (("user", text),)) for text in ("the cat", "an odd cat", "a mat")]
+    with pytest.raises(jinja2.TemplateError):
+        encode_prompts(prompts, tokenizer, 64)
+    refused = []
+    table, too_long = encode_prompts(prompts, tokenizer, 64, refused)
+    assert table["prompt_id"].to_pylist() == ["the cat", "a mat"]
+    assert refused == ["an odd cat"] and not too_long

@@ -63,7 +63,7 @@ def test_an_ensemble_of_equals_is_its_member():
 
 def test_a_member_without_an_opinion_is_refused():
     constant = {"s": table(([1], [1]))}
-    with pytest.raises(ValueError, match="scores all of 's' alike"):
+    with pytest.raises(ValueError, match="set 's': member 0 gives the same score to all"):
         judging.combine([constant, constant], "mean", "s")
 
 

@@ -33,6 +33,7 @@ HEADS = {
     "mlp": Head(kind="mlp", hidden=32, dropout=0.5),
     "attributes": Head(attributes=["help", "facts", "length"], weights=[0.7, 1.5, -0.25]),
     "mlp of attributes": Head(kind="mlp", hidden=32, attributes=["a", "b"], weights=[1.0, -1.0]),
+    "members": Head(members=3),
 }
 
 

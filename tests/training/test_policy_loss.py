@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grm_ray.config.ppo import Kl, Ppo, Rollout
+from grm_ray.config.policy import Kl, Ppo
+from grm_ray.config.ppo import Rollout
 from grm_ray.config.schema import Head, Lora, Model
 from grm_ray.data.packing import pack
 from grm_ray.models.backbone import load_causal_lm

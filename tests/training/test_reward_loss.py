@@ -100,6 +100,30 @@ def test_dpo_with_policy_as_reference_is_log_two(model):
     assert torch.equal(values["regularizer"], torch.full((3,), math.log(2)))
 
 
+def test_members_learn_each_from_the_pairs_that_it_drew(tiny_model):
+    torch.manual_seed(3)
+    lm = load_causal_lm(Model(path=str(tiny_model), dtype="float32"), str(tiny_model))
+    several = RewardModel(lm, Head(members=3))
+    torch.nn.init.normal_(several.head.layers[0].weight, std=0.1)
+    given = pairs()
+    draws = np.array([[1, 0, 2], [0, 0, 1], [3, 0, 1]], np.float32)
+    loss = RewardLoss(PreferenceLoss(alpha=0.0, centering=0.1))
+    drawn = Pairs(given.groups, given.margin_B, given.smoothing_B, None, draws)
+    values = loss.pairs(several, drawn, "cpu")
+    values["preference"].sum().backward()
+    gradient = several.head.layers[0].weight.grad.clone()
+    assert gradient[1].abs().max() == 0 < gradient[0].abs().max()  # it drew none of them
+    # A member is told what it would be told alone, as often as it drew the pair.
+    scores = several(_packed(given))[0].detach()
+    alone_BK = torch.stack(
+        [loss.of_scores(scores[:, k], None, given)["preference"] for k in range(3)], dim=1
+    )
+    expected_B = (torch.from_numpy(draws) * alone_BK).mean(1)
+    torch.testing.assert_close(values["preference"].detach(), expected_B)
+    margin = scores.mean(1)[0::2] - scores.mean(1)[1::2]
+    torch.testing.assert_close(values["margin"], margin)
+
+
 def test_a_row_s_own_smoothing_beats_the_config_s(model):
     values = {
         own: RewardLoss(PreferenceLoss(alpha=0.0, label_smoothing=0.1)).pairs(

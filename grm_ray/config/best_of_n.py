@@ -1,0 +1,96 @@
+"""The schema of `grm_ray.bon`: best of n answers, chosen by proxies, judged by the true reward."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from grm_ray.config.ppo import Engine, Rollout, RolloutWorkers, ScorerWorkers
+from grm_ray.config.schema import Dtype, Job, Model, Name, Positive, Rate, Section, Source
+
+
+class Prompts(Section):
+    prompts: Source
+    max_prompt_length: Positive = 256
+
+
+class Sampling(Section):
+    """How the policy answers: N = `samples_per_prompt` answers to each prompt."""
+
+    samples_per_prompt: Annotated[int, Field(ge=2)] = 16
+    max_new_tokens: Positive = 64
+    temperature: Rate = 1.0
+    engine: Engine = Engine()
+
+    def rollout(self) -> Rollout:
+        """The same for a rollout worker, which sends on one prompt's answers at a time: they are
+        scored in each other's company alone, so that scores do not hang on who else came by."""
+        return Rollout(
+            samples_per_prompt=self.samples_per_prompt,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            rows_per_batch=1,
+            engine=self.engine,
+        )
+
+
+class Scoring(Section):
+    """How reward models are run: never what comes out, up to rounding."""
+
+    dtype: Dtype = "auto"
+    tokens_per_micro_batch: Positive = 2048
+
+
+class BestOfNWorkers(Section):
+    rollout: RolloutWorkers = RolloutWorkers()
+    scorer: ScorerWorkers = ScorerWorkers()
+
+
+class BestOfNJob(Job):
+    """What choosing the best of n answers by a proxy does to the true reward.
+
+    `policy`: `trust_remote_code` holds for the reward models too.
+    `proxies`: name -> saved reward model, folder or hub id; all score the same answers.
+    `true_reward`: a registered program, one's own `module:function`, or a saved reward model.
+    `ns`: sizes of choice; 1 and N are always among them. null: all powers of two below N.
+    `betas`: temperatures of soft best-of-n, in standard deviations of the proxy's score among the
+    answers to one prompt, so that they mean the same for every proxy.
+    `prompts_per_shard`: what is finished at once, in one file; a restart makes no finished one
+    again.
+    """
+
+    job: Literal["bon"] = "bon"
+    policy: Model
+    data: Prompts
+    rollout: Sampling = Sampling()
+    proxies: Annotated[dict[Name, str], Field(min_length=1)]
+    true_reward: str
+    ns: list[Positive] | None = None
+    betas: list[Rate] = Field(default=[2.0, 1.0, 0.5, 0.25])
+    scoring: Scoring = Scoring()
+    workers: BestOfNWorkers = BestOfNWorkers()
+    prompts_per_shard: Positive = 64
+
+    @property
+    def sizes(self) -> list[int]:
+        """`ns` with null resolved, ascending, from 1 to N."""
+        most = self.rollout.samples_per_prompt
+        powers = [2**k for k in range(most.bit_length()) if 2**k < most]
+        return sorted({1, most, *(powers if self.ns is None else self.ns)})
+
+    @model_validator(mode="after")
+    def _a_choice_has_so_many_answers(self) -> BestOfNJob:
+        most = self.rollout.samples_per_prompt
+        if self.ns is not None and max(self.ns, default=1) > most:
+            raise ValueError(
+                f"ns: {max(self.ns)} is more than the {most} answers of a prompt; raise "
+                "rollout.samples_per_prompt"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_policy_is_only_asked(self) -> BestOfNJob:
+        if self.policy.lora is not None or self.policy.frozen or self.policy.gradient_checkpointing:
+            raise ValueError("policy: nothing is trained here; path, dtype, trust_remote_code")
+        return self
