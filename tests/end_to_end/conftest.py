@@ -1,4 +1,4 @@
-"""Configs of both jobs at tiny size, and one reward model that the PPO tests share."""
+"""Configs of the jobs at tiny size, and one reward model that the PPO tests share."""
 
 import pytest
 import yaml
@@ -38,6 +38,30 @@ def judge_config(folder, models, sets, **changes):
         "models": {name: str(path) for name, path in models.items()},
         "sets": {name: {"path": str(path)} for name, path in sets.items()},
         "scoring": {"dtype": "float32"},
+        "tracking": [],
+        **changes,
+    }
+    path = folder / f"{config['name']}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def bon_config(folder, tiny_model, tiny_data, proxies, **changes):
+    """Saved reward models that choose among the tiny model's answers."""
+    config = {
+        "name": "bon",
+        "runs": str(folder / "runs"),
+        "policy": {"path": str(tiny_model), "dtype": "float32"},
+        "data": {"prompts": {"path": str(tiny_data["prompts"])}, "max_prompt_length": 64},
+        "rollout": {
+            "samples_per_prompt": 4,
+            "max_new_tokens": 12,
+            "engine": {"max_num_seqs": 8},
+        },
+        "proxies": {name: str(path) for name, path in proxies.items()},
+        "true_reward": "tests.judges:shorter",
+        "scoring": {"dtype": "float32"},
+        "prompts_per_shard": 4,
         "tracking": [],
         **changes,
     }

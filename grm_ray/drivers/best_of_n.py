@@ -1,0 +1,222 @@
+"""Best of n: sample, score, and see what choosing by a proxy does to the true reward.
+
+The driver goes through the prompts shard by shard, a few at a time. Answers pass from the engines
+to the scorers by reference; a shard that has all of its rows becomes one file and is forgotten, so
+that neither a restart nor the driver's memory depends on how many shards there are.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from grm_ray.config.best_of_n import BestOfNJob
+from grm_ray.config.load import ConfigError
+from grm_ray.config.registry import is_path
+from grm_ray.data.files import digest
+from grm_ray.data.records import Prompt
+from grm_ray.drivers import best_of_n_shards as shards
+from grm_ray.drivers.best_of_n_figures import figures
+from grm_ray.drivers.best_of_n_shards import TRUE_REWARD, LeftOut, Shard, column
+from grm_ray.drivers.best_of_n_workers import Cast
+from grm_ray.drivers.checks import bundles_of, check
+from grm_ray.drivers.groups import fetch
+from grm_ray.drivers.run_folder import check_identity, check_same_run, open_run
+from grm_ray.models import backbone
+from grm_ray.models.checkpoint import check_reward_model, model_identity
+from grm_ray.reporting.best_of_n import RESULT, write_best_of_n
+from grm_ray.reporting.document import put
+from grm_ray.runtime import cluster, timeline
+from grm_ray.runtime.placement import Bundle
+from grm_ray.runtime.pool import Event, PoolFailed, Work
+from grm_ray.workers.encoder import start_encoder
+
+# What the shards of a run were made with; a resumption compares.
+MADE_WITH = "made_with.json"
+
+
+def run(config: BestOfNJob, resume: bool = False) -> Path:
+    """Make all shards, then `best_of_n.json` and the page, whose path it returns.
+
+    With `resume`, finished shards stay as they are.
+
+    Raises:
+        ConfigError: config, data or a model is wrong, or the shards are those of another run.
+    """
+    check(config)
+    policy = backbone.resolve(config.policy.path)
+    fingerprints = _fingerprints(config)
+    identity = {
+        "policy model": model_identity(policy),
+        **{f"model of {name}": found for name, found in fingerprints.items()},
+        "set of prompts": digest(config.data.prompts, {"prompt"}),
+    }
+    if resume:
+        check_resumable(config, identity)
+    wanted = bundles_of(config)
+    with cluster.session(wanted):
+        folder = open_run(config, resume)
+        made_with = {"config": config.model_dump(mode="json"), "identity": identity}
+        put(folder / MADE_WITH, json.dumps(made_with, indent=1) + "\n")
+        left_out = LeftOut(folder / "quarantine.jsonl")
+        _sample(config, folder, policy, fingerprints, wanted, left_out)
+    result = figures(config, shards.finished(folder), left_out)
+    put(folder / RESULT, json.dumps(result, indent=1) + "\n")
+    return write_best_of_n(result, folder)
+
+
+def _fingerprints(config: BestOfNJob) -> dict[str, str]:
+    """Column of scores -> fingerprint of the reward model that they come from."""
+    models = {column(name): path for name, path in config.proxies.items()}
+    if is_path(config.true_reward):
+        models[TRUE_REWARD] = config.true_reward
+    return {name: check_reward_model(path)["fingerprint"] for name, path in models.items()}
+
+
+def check_resumable(config: BestOfNJob, identity: dict[str, str]) -> None:
+    """Refuse to add to shards that another config, or other models or data, made.
+
+    Raises:
+        ConfigError: naming what differs, or that there is nothing to go on from.
+    """
+    file = Path(config.runs).expanduser() / config.name / MADE_WITH
+    if not file.is_file():
+        raise ConfigError(f"--resume: {file.parent} holds no run; start it without --resume")
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    check_identity((file.parent, saved), identity)
+    check_same_run(saved["config"], config)
+
+
+def _sample(
+    config: BestOfNJob,
+    folder: Path,
+    policy: str,
+    fingerprints: dict[str, str],
+    wanted: list[Bundle],
+    left_out: LeftOut,
+) -> None:
+    """Make the shards that lack; workers start only where there is one."""
+    there = {int(file.stem.split("-")[1]) for file in shards.finished(folder)}
+    if there:
+        print(f"{len(there)} finished shards are there", flush=True)
+    todo = (
+        (number, prompts)
+        for number, prompts in shards.numbered(config, left_out)
+        if number not in there
+    )
+    first = next(todo, None)
+    if first is None:
+        return
+    with cluster.placement_group(wanted) as placed:
+        print("starting workers (vLLM takes about a minute)", flush=True)
+        cast = Cast(config, folder, policy, placed, wanted)
+        try:
+            cast.wait(list(fingerprints.values()))
+            _Sampling(config, folder, cast, policy).run(first, todo)
+        finally:
+            cast.close()
+            timeline.merge(folder)
+
+
+class _Sampling:
+    """The shards under way.
+
+    An engine holds two, so that it is busy while the longest answers of one are still being
+    written; two more may wait for their scores.
+    """
+
+    def __init__(self, config: BestOfNJob, folder: Path, cast: Cast, policy: str) -> None:
+        self._config, self._folder, self._cast = config, folder, cast
+        self._most = 2 * config.workers.rollout.count + 2
+        self._under_way: list[Shard] = []
+        log = str(folder / "logs" / "encoder.log")
+        self._encoder = start_encoder(policy, config.policy.trust_remote_code, log)
+
+    def run(
+        self, first: tuple[int, list[Prompt]], todo: Iterator[tuple[int, list[Prompt]]]
+    ) -> None:
+        """Until all are written.
+
+        Raises:
+            PoolFailed: workers die faster than they serve, or none answers in time.
+        """
+        following: tuple[int, list[Prompt]] | None = first
+        while following is not None or self._under_way:
+            while following is not None and len(self._under_way) < self._most:
+                self._begin(*following)
+                following = next(todo, None)
+            self._finish()
+            if self._under_way:
+                self._wait()
+
+    def _begin(self, number: int, prompts: list[Prompt]) -> None:
+        config = self._config
+        table, info = self._encoder.prompts.remote(prompts, config.data.max_prompt_length, True)
+        found = fetch(info)
+        left_out = [(name, "longer than data.max_prompt_length") for name in found["too_long"]]
+        left_out += [(name, "refused by the chat template") for name in found["refused"]]
+        samples = config.rollout.samples_per_prompt
+        shard = Shard(number, table, found["prompt_ids"], left_out, samples, config.seed)
+        self._under_way.append(shard)
+        self._generate(shard)
+
+    def _generate(self, shard: Shard) -> None:
+        """Ask one engine for what the shard lacks."""
+        wanted = shard.wanted()
+        if wanted:
+            self._cast.rollouts.submit(
+                Work(
+                    lambda worker: worker.generate.options(num_returns="streaming").remote(
+                        shard.prompts, wanted
+                    ),
+                    shard,
+                )
+            )
+
+    def _score(self, shard: Shard, batch: Any) -> None:
+        self._cast.scorers.submit(Work(lambda worker: worker.score.remote(batch), (shard, batch)))
+
+    def _wait(self) -> None:
+        """Until a worker says something, or has been silent for too long."""
+        rollouts, scorers = self._cast.rollouts, self._cast.scorers
+        waiting = [*rollouts.waitables(), *scorers.waitables()]
+        ready, _ = ray.wait(
+            waiting, num_returns=1, timeout=self._config.timeout_s, fetch_local=False
+        )
+        if not ready:
+            raise PoolFailed(f"no worker answered for {self._config.timeout_s} s")
+        if rollouts.owns(ready[0]):
+            for event in rollouts.handle(ready[0]):
+                self._on_generated(event)
+        else:
+            for event in scorers.handle(ready[0]):
+                self._on_scored(event)
+
+    def _on_generated(self, event: Event) -> None:
+        shard: Shard = event.work.payload
+        if event.kind == "lost":
+            self._generate(shard)
+        elif event.kind == "item":
+            batch, metadata = event.value
+            if shard.generated(batch, metadata["uids"]):
+                self._score(shard, batch)
+
+    def _on_scored(self, event: Event) -> None:
+        shard, batch = event.work.payload
+        if event.kind == "lost":
+            self._score(shard, batch)
+        else:
+            shard.scored(shards.by_proxy(event.value, list(self._config.proxies)))
+
+    def _finish(self) -> None:
+        """Write the shards that have all of their rows."""
+        for shard in [shard for shard in self._under_way if shard.complete]:
+            shard.write(self._folder, ray.get(shard.batches))
+            self._under_way.remove(shard)
+            now = time.strftime("%H:%M:%S")
+            print(f"{now}  shard {shard.number}: {shard.answers} answers", flush=True)
