@@ -55,9 +55,9 @@ def _how_to_go_on(config: Any) -> str:
         if config.job in ("study", "curate"):
             return "start it again: it goes on where it stopped"
         run = Path(config.runs).expanduser() / config.name
-        # What an evaluation has scored is kept set by set.
-        scored = config.job == "evaluate" and any(run.glob("scores/*/*.parquet"))
-        if scored or Snapshots(run / "checkpoints", 1).latest():
+        # What an evaluation has scored is kept set by set, what `bon` has sampled shard by shard.
+        kept = {"evaluate": "scores/*/*.parquet", "bon": "samples/*.parquet"}.get(config.job)
+        if (kept and any(run.glob(kept))) or Snapshots(run / "checkpoints", 1).latest():
             return "go on with --resume"
     return "there is no checkpoint to go on from"
 

@@ -1,50 +1,128 @@
-"""`python -m grm_ray.report RUN [RUN...]`: write each run's report.html anew, and say where it is.
+"""`python -m grm_ray.report RUN [RUN...]`: a run's page, or one page of PPO runs side by side.
 
-Exit codes: 0 done; 2 a folder is no run (one line says which); 1 anything else.
+One run's page goes into its folder. Several runs, a folder of runs or a pattern make one page,
+`report.html` in the current folder, with rewards over distance and what sets the runs apart.
+
+Exit codes: 0 done; 2 a folder is no run, or the page has no place (one line says which); 1 anything
+else.
 """
 
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from grm_ray.reporting.best_of_n import RESULT, write_best_of_n
 from grm_ray.reporting.evaluation import write_evaluation
 from grm_ray.reporting.page import write_report
-from grm_ray.reporting.run import is_run
+from grm_ray.reporting.run import is_run, read_run
+from grm_ray.reporting.side_by_side import write_side_by_side
+
+_PAGE = Path("report.html")
+_KINDS = {"evaluation.json": "an evaluation", "study.json": "a study", RESULT: "best of n"}
+
+
+class _Wrong(Exception):
+    """One line that says what to change."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job with `arguments` (those of the command line by default); the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m grm_ray.report",
-        description="Write report.html, a page of curves, for finished, running or killed runs.",
+        description="Write report.html, a page of curves, for finished, running or killed runs; "
+        "several PPO runs go side by side on one page.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="a folder runs/<name>")
-    runs = parser.parse_args(arguments).runs
-    for run in runs:
-        if not run.is_dir():
-            print(f"{run}: no such folder; a run lives in runs/<name>", file=sys.stderr)
-            return 2
-        if not is_run(run) and not _result(run):
-            print(f"{run}: no run (it has neither config.yaml nor metrics.jsonl)", file=sys.stderr)
-            return 2
-    for run in runs:
-        print(_write(run))
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="a folder runs/<name>, a folder of runs, a pattern"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="where the page goes; default: the folder of the one run, or report.html here",
+    )
+    asked = parser.parse_args(arguments)
+    try:
+        print(_write(_folders(asked.runs), asked.output))
+    except _Wrong as wrong:
+        print(wrong, file=sys.stderr)
+        return 2
     return 0
 
 
-def _write(run: Path) -> Path:
-    if (result := _result(run)) is not None:
-        return write_evaluation(json.loads(result.read_text(encoding="utf-8")), run)
-    return write_report(run)
+def _write(folders: list[Path], output: Path | None) -> Path:
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        reason = "a folder, not a file" if output.is_dir() else "no such folder to write to"
+        raise _Wrong(f"--output {output}: {reason}")
+    if len(folders) == 1:
+        return _one(folders[0], output)
+    runs, notes = [], []
+    for folder in folders:
+        run = None if (result := _result(folder)) else read_run(folder)
+        if run is not None and run.job == "ppo":
+            runs.append(run)
+            continue
+        kind = _KINDS[result.name] if result else "reward model training"
+        notes.append(f"{folder.resolve().name} is left out: {kind}, no PPO run.")
+    if not runs:
+        raise _Wrong(
+            "none of these is a PPO run, and only those go side by side; give one folder for its "
+            "own page"
+        )
+    if output is None and is_run(Path()):
+        raise _Wrong(f"{_PAGE} here is the page of the run in this folder: say --output FILE")
+    return write_side_by_side(runs, output or _PAGE, notes)
+
+
+def _one(folder: Path, output: Path | None) -> Path:
+    result = _result(folder)
+    if result is None:
+        return write_report(folder, output)
+    if output is not None:
+        raise _Wrong(f"--output: the page of {_KINDS[result.name]} goes into its folder")
+    write = write_best_of_n if result.name == RESULT else write_evaluation
+    return write(json.loads(result.read_text(encoding="utf-8")), folder)
+
+
+def _folders(given: Sequence[str]) -> list[Path]:
+    """The run folders that are meant, each once."""
+    found: dict[Path, Path] = {}
+    for text in given:
+        for folder in _meant(text):
+            found.setdefault(folder.resolve(), folder)
+    return list(found.values())
+
+
+def _meant(text: str) -> list[Path]:
+    """What one argument stands for: a run, the runs in a folder, those that a pattern matches."""
+    path = Path(text)
+    if not path.is_dir():
+        matched = [found for name in sorted(glob.glob(text)) if _holds(found := Path(name))]
+        if not matched:
+            raise _Wrong(f"{path}: no such folder; a run lives in runs/<name>")
+        return matched
+    if _holds(path):
+        return [path]
+    inside = [folder for folder in sorted(path.iterdir()) if _holds(folder)]
+    if not inside:
+        raise _Wrong(
+            f"{path}: no run (it has neither config.yaml nor metrics.jsonl), nor a folder of runs"
+        )
+    return inside
+
+
+def _holds(folder: Path) -> bool:
+    return folder.is_dir() and (is_run(folder) or _result(folder) is not None)
 
 
 def _result(run: Path) -> Path | None:
-    """The figures of an evaluation or a study."""
-    found = [run / name for name in ("evaluation.json", "study.json") if (run / name).is_file()]
+    """The figures of an evaluation, a study or a best-of-n run."""
+    found = [run / name for name in _KINDS if (run / name).is_file()]
     return found[0] if found else None
 
 

@@ -31,3 +31,12 @@ def test_scores_are_something_to_go_on_from(tmp_path):
     assert "no checkpoint" in stopped(tmp_path, "evaluate")
     (scores / "set-0.parquet").touch()
     assert stopped(tmp_path, "evaluate") == "go on with --resume"
+
+
+def test_shards_are_something_to_go_on_from(tmp_path):
+    (tmp_path / "run" / "samples").mkdir(parents=True)
+    assert "no checkpoint" in stopped(tmp_path, "bon")
+    (tmp_path / "run" / "samples" / "shard-000000.part").touch()
+    assert "no checkpoint" in stopped(tmp_path, "bon")
+    (tmp_path / "run" / "samples" / "shard-000000.parquet").touch()
+    assert stopped(tmp_path, "bon") == "go on with --resume"

@@ -21,7 +21,7 @@ FLOORS = [
     "study",
     "config",
 ]
-JOBS = {"ppo", "rm", "evaluate", "run_study", "curate", "export", "report", "command"}
+JOBS = {"ppo", "rm", "bon", "evaluate", "run_study", "curate", "export", "report", "command"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -76,6 +76,7 @@ def test_pure_floors_stay_pure(folder, forbidden):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_config_loads(path):
+    from grm_ray.config.best_of_n import BestOfNJob
     from grm_ray.config.judging import CurateJob, EvaluateJob, StudyJob
     from grm_ray.config.load import load
     from grm_ray.config.ppo import PpoJob
@@ -83,7 +84,7 @@ def test_every_shipped_config_loads(path):
     from grm_ray.runtime.placement import declared
 
     schemas = {"rm": RewardModelJob, "ppo": PpoJob, "evaluate": EvaluateJob}
-    schemas |= {"study": StudyJob, "curate": CurateJob}
+    schemas |= {"study": StudyJob, "curate": CurateJob, "bon": BestOfNJob}
     job = path.stem.split("_")[0]
     if job == "cluster":
         assert declared(path)

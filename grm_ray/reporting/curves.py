@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from grm_ray.reporting.numbers import duration, pretty
@@ -36,10 +37,8 @@ class Chart:
             f"</svg>{s.label}</li>"
             for s in self.series
         )
-        return (
-            f"<figure><figcaption><h3>{self.title}</h3>"
-            f'<ul class="legend">{items}</ul></figcaption>{self.svg}</figure>'
-        )
+        legend = f'<ul class="legend">{items}</ul>' if items else ""
+        return f"<figure><figcaption><h3>{self.title}</h3>{legend}</figcaption>{self.svg}</figure>"
 
 
 def charts(run: Run) -> tuple[str, list[Chart]]:
@@ -159,15 +158,21 @@ def _chart(
     return Chart(title, line_chart(title, series, unit, zero, guide), series)
 
 
+def phases(keys: Iterable[str]) -> tuple[list[str], list[int]]:
+    """Names of the phases of `keys` in the order in which they are drawn, and their colours."""
+    known = list(_PHASE_COLORS)
+    names = [key.removeprefix("phase/") for key in keys]
+    names.sort(key=lambda name: known.index(name) if name in known else -1)
+    spare = (color for color in (5, 1, 4, 0) if color not in _PHASE_COLORS.values())
+    return names, [_PHASE_COLORS[n] if n in _PHASE_COLORS else next(spare, 5) for n in names]
+
+
 def time_section(run: Run) -> str:
     """Seconds by phase: a bar a step, and the totals."""
-    known = [f"phase/{name}" for name in _PHASE_COLORS]
-    keys = sorted(run.keys("phase/"), key=lambda k: known.index(k) if k in known else -1)
-    if not keys:
+    names, colors = phases(run.keys("phase/"))
+    if not names:
         return ""
-    names = [key.removeprefix("phase/") for key in keys]
-    spare = (color for color in (5, 1, 4, 0) if color not in _PHASE_COLORS.values())
-    colors = [_PHASE_COLORS.get(name, next(spare, 5)) for name in names]
+    keys = [f"phase/{name}" for name in names]
     columns = [[v or 0.0 for v in run.column(key)] for key in keys]
     rows = [list(row) for row in zip(*columns, strict=True)]
     steps = [float(row["step"]) for row in run.steps]

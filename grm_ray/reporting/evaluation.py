@@ -50,9 +50,9 @@ def html(result: Result, plot: str) -> str:
         f'<p class="eyebrow">{_EYEBROW}</p><h1>{clean(result["name"])}</h1>',
         f'<p class="soft">{clean(_subtitle(result))}</p>',
         f'<p class="verdict">{clean(verdict)}</p>' if verdict else "",
-        _section(first),
+        first.html(),
         f'<figure class="wide"><div class="scroll">{plot}</div></figure>' if plot else "",
-        *(_section(section) for section in others),
+        *(section.html() for section in others),
         _details(result),
         f"<footer>{clean(_footer(result) + _POINT)}</footer>",
     ]
@@ -94,22 +94,13 @@ def _subtitle(result: Result) -> str:
     return counts + (f" · baseline {shortened(result['baseline'])}" if models > 1 else "")
 
 
-def _section(section: Section) -> str:
-    inside = f'<p class="about">{clean(section.about)}</p>' + "".join(
-        table.html() for table in section.tables
-    )
-    if section.folded:
-        return f"<details><summary>{clean(section.title)}</summary>{inside}</details>"
-    return f"<h2>{clean(section.title)}</h2>{inside}"
-
-
 def _section_lines(section: Section) -> list[str]:
     tables_shown = (table.markdown() for table in section.tables)
     return [f"## {plain(section.title)}", plain(section.about), *tables_shown]
 
 
 def _details(result: Result) -> str:
-    parts = [_reliability(result), *(_section(section) for section in details.subsets(result))]
+    parts = [_reliability(result), *(section.html() for section in details.subsets(result))]
     return f"<h2>Details</h2>{''.join(parts)}" if any(parts) else ""
 
 

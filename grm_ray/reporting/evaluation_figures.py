@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from grm_ray.reporting.samples import clean
 from grm_ray.reporting.tables import NOTHING, Figure, Table, fixed
 
 Result = dict[str, Any]
@@ -20,6 +21,14 @@ class Section:
     about: str
     tables: Sequence[Table]
     folded: bool = False
+
+    def html(self) -> str:
+        inside = f'<p class="about">{clean(self.about)}</p>' + "".join(
+            table.html() for table in self.tables
+        )
+        if self.folded:
+            return f"<details><summary>{clean(self.title)}</summary>{inside}</details>"
+        return f"<h2>{clean(self.title)}</h2>{inside}"
 
 
 def at(result: Any, *keys: str) -> Any:

@@ -16,7 +16,7 @@ from grm_ray.reporting.style import LIGHT
 from grm_ray.reporting.tables import NOTHING, finite, shortened
 
 # Six colours and seven shapes: it takes 43 models for two to look alike.
-_COLORS = 6
+COLORS = 6
 _SHAPES = (
     "m-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",  # disc
     "m0-5.4l5.4 5.4l-5.4 5.4l-5.4-5.4z",  # diamond
@@ -102,7 +102,7 @@ def standalone(svg: str) -> str:
     """`svg` with colours and ground of its own, as a file that any viewer shows."""
     colors = "".join(
         f".c{i}.whisker{{stroke:{LIGHT[f'c{i}']}}}.c{i}.mark{{fill:{LIGHT[f'c{i}']}}}"
-        for i in range(_COLORS)
+        for i in range(COLORS)
     )
     style = _ALONE.format(
         **{k: LIGHT[k] for k in ("soft", "ink", "tint", "rule", "card")}, colors=colors
@@ -131,12 +131,12 @@ def reliability_plot(result: Result, name: str) -> str:
         ]
         if not points:
             continue
-        color = i % _COLORS
+        color = i % COLORS
         path = "L".join(f"{frame.x(sure):.1f} {frame.y(won):.1f}" for sure, won, _ in points)
         parts.append(f'<path class="c{color} line thin" d="M{path}"/>')
         for sure, won, pairs in points:
             told = f"{model}: {sure:.1f} % sure, {won:.1f} % right, {pairs} pairs"
-            mark = _mark(i, frame.x(sure), frame.y(won))
+            mark = mark_of(i, frame.x(sure), frame.y(won))
             parts.append(f"<g>{mark}<title>{clean(told)}</title></g>")
     if not parts:
         return ""
@@ -152,7 +152,7 @@ def reliability_plot(result: Result, name: str) -> str:
 def keys(models: Sequence[str]) -> str:
     """The marks of the models, as a list beside plots that have no room for them."""
     items = "".join(
-        f'<li><svg viewBox="0 0 14 12" aria-hidden="true">{_mark(i, 7, 6)}</svg>'
+        f'<li><svg viewBox="0 0 14 12" aria-hidden="true">{mark_of(i, 7, 6)}</svg>'
         f"{clean(shortened(model))}</li>"
         for i, model in enumerate(models)
     )
@@ -161,7 +161,7 @@ def keys(models: Sequence[str]) -> str:
 
 def _legend(models: Sequence[str]) -> tuple[str, int]:
     """What the marks stand for, in as many lines as it takes, and where the plot may begin."""
-    items = [(_mark(i, 6, -4), shortened(model)) for i, model in enumerate(models)]
+    items = [(mark_of(i, 6, -4), shortened(model)) for i, model in enumerate(models)]
     items.append(('<path class="longer" d="M6-10v12"/>', LONGER))
     items.append(('<path class="guide" d="M6-11v14"/>', "guessing"))
     parts, left, line = [], 0.0, 16
@@ -205,9 +205,9 @@ def _lane(i: int, model: str, name: str, found: Any, x: Any, y: float) -> str:
     whisker = ""
     if low is not None and high is not None:
         d = f"M{x(low):.1f} {y:.1f}H{x(high):.1f}"
-        whisker = f'<path class="c{i % _COLORS} whisker" d="{d}"/>'
+        whisker = f'<path class="c{i % COLORS} whisker" d="{d}"/>'
     told = f"{model}, {name}: {_words(found)}"
-    return f"<g>{whisker}{_mark(i, x(mean), y)}<title>{clean(told)}</title></g>"
+    return f"<g>{whisker}{mark_of(i, x(mean), y)}<title>{clean(told)}</title></g>"
 
 
 def _words(found: Any) -> str:
@@ -215,5 +215,6 @@ def _words(found: Any) -> str:
     return f"{figure.text} %" + (f" ({figure.more})" if figure.more else "")
 
 
-def _mark(i: int, x: float, y: float) -> str:
-    return f'<path class="c{i % _COLORS} mark" d="M{x:.1f} {y:.1f}{_SHAPES[i % len(_SHAPES)]}"/>'
+def mark_of(i: int, x: float, y: float) -> str:
+    """The mark of the i-th of several models or runs, the same in every plot."""
+    return f'<path class="c{i % COLORS} mark" d="M{x:.1f} {y:.1f}{_SHAPES[i % len(_SHAPES)]}"/>'

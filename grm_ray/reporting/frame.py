@@ -29,7 +29,9 @@ class Frame:
         low, high = self.up
         return TOP + PLOT_H * (1 - (value - low) / (high - low))
 
-    def axes(self, unit: str, x_label: str = "step", x_ticks: bool = True) -> str:
+    def axes(
+        self, unit: str, x_label: str = "step", x_ticks: bool = True, whole: bool | None = None
+    ) -> str:
         parts = []
         marks = ticks(*self.up, about=5)
         for value, label in zip(marks, tick_labels(marks), strict=True):
@@ -39,13 +41,16 @@ class Frame:
         bottom = HEIGHT - BOTTOM
         if x_ticks:
             parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{WIDTH - RIGHT}"/>')
-            steps = ticks(*self.across, about=7, whole=True)
+            whole = x_label == "step" if whole is None else whole
+            steps = ticks(*self.across, about=7, whole=whole)
             for value, label in zip(steps, tick_labels(steps), strict=True):
                 x = self.x(value)
                 parts.append(f'<path class="axis" d="M{x:.1f} {bottom}v4"/>')
                 parts.append(f'<text class="mid" x="{x:.1f}" y="{bottom + 17}">{label}</text>')
         middle = LEFT + PLOT_W / 2
-        parts.append(f'<text class="mid name" x="{middle}" y="{HEIGHT - 4}">{x_label}</text>')
+        parts.append(
+            f'<text class="mid name" x="{middle}" y="{HEIGHT - 4}">{escape(x_label)}</text>'
+        )
         center = TOP + PLOT_H / 2
         parts.append(
             f'<text class="mid name" transform="rotate(-90 7 {center})" '

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from grm_ray import __version__
+from grm_ray.reporting import overoptimization
 from grm_ray.reporting.curves import Chart, charts, more_charts, time_section
 from grm_ray.reporting.document import document, put
 from grm_ray.reporting.headline import Card, cards, verdict
@@ -20,8 +21,8 @@ _FOOTER = (
 _JOBS = {"ppo": "PPO against a reward model", "rm": "Reward model training"}
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write `run_dir/report.html` from what the run has left so far, and return its path.
+def write_report(run_dir: Path, path: Path | None = None) -> Path:
+    """Write `run_dir/report.html`, or `path`, from what the run has left so far; returns the path.
 
     Works at any moment of a run, and after one that was killed: the page says what is missing.
 
@@ -32,7 +33,7 @@ def write_report(run_dir: Path) -> Path:
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir}: no such folder; a run lives in runs/<name>")
     page = render(read_run(run_dir))
-    path = run_dir / "report.html"
+    path = run_dir / "report.html" if path is None else path
     put(path, page)
     return path
 
@@ -45,9 +46,10 @@ def render(run: Run) -> str:
         f'<p class="eyebrow">{_JOBS[run.job]}</p><h1>{clean(run.name)}</h1>',
         f'<p class="soft">{_subtitle(run)}</p>',
         _paragraph("verdict", verdict(run, pairs)),
-        _notes(run.notes),
+        note_list(run.notes),
         _cards(cards(run, pairs)),
-        _section("Curves", *charts(run)),
+        charts_section("Curves", *charts(run)),
+        overoptimization.section(run),
         time_section(run),
         conversations(run, pairs) if run.job == "ppo" else "",
         _more(more_charts(run)),
@@ -59,8 +61,9 @@ def render(run: Run) -> str:
 
 def _subtitle(run: Run) -> str:
     parts = []
-    policy = (run.config.get("policy") or run.config.get("model") or {}).get("path")
-    reward = (run.config.get("reward") or {}).get("path")
+    policy = (run.section("policy") or run.section("model")).get("path")
+    rewarded = run.section("reward")
+    reward = rewarded.get("path") or ", ".join((rewarded.get("members") or {}).values())
     if policy:
         parts.append(f"{'policy' if run.job == 'ppo' else 'backbone'} {clean(policy)}")
     if reward:
@@ -76,7 +79,8 @@ def _paragraph(kind: str, text: str) -> str:
     return f'<p class="{kind}">{text}</p>' if text else ""
 
 
-def _notes(notes: list[str]) -> str:
+def note_list(notes: list[str]) -> str:
+    """What a reader must know, set apart; empty where there is nothing."""
     items = "".join(f"<li>{clean(note)}</li>" for note in notes)
     return f'<ul class="notes" role="note">{items}</ul>' if items else ""
 
@@ -92,7 +96,8 @@ def _cards(found: list[Card]) -> str:
     return f'<div class="cards">{shown}</div>'
 
 
-def _section(title: str, about: str, found: list[Chart]) -> str:
+def charts_section(title: str, about: str, found: list[Chart]) -> str:
+    """Charts under a title, and what they mean; empty without charts."""
     if not found:
         return ""
     shown = "".join(chart.html() for chart in found)

@@ -49,9 +49,17 @@ class Series:
 
 
 def line_chart(
-    title: str, series: Sequence[Series], unit: str, zero: bool = False, guide: float | None = None
+    title: str,
+    series: Sequence[Series],
+    unit: str,
+    zero: bool = False,
+    guide: float | None = None,
+    across: str = "step",
 ) -> str:
-    """Lines over steps. `zero`: the axis begins at 0; `guide`: a dotted level, such as chance."""
+    """Lines over steps. `zero`: the axis begins at 0; `guide`: a dotted level, such as chance.
+
+    `across`: what x is, if not steps; its ticks are then no whole numbers.
+    """
     values = [v for s in series for column in (s.y, s.low, s.high) for v in column if v is not None]
     # All steps of the run, known values or not: charts side by side share their axis.
     steps = [x for s in series for x in s.x]
@@ -60,12 +68,12 @@ def line_chart(
     if guide is not None:
         values.append(guide)
     frame = Frame(span(steps, 0.0), span(values + [0.0] * zero, 0.06, floor=zero))
-    parts = [frame.axes(unit)]
+    parts = [frame.axes(unit, across)]
     if guide is not None:
         y = frame.y(guide)
         parts.append(f'<path class="guide" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
     parts += [_draw(s, frame) for s in series]
-    parts.append(_hover(series, frame))
+    parts.append(_hover(series, frame, across))
     return _svg(title, "".join(parts))
 
 
@@ -163,7 +171,7 @@ def _draw(s: Series, frame: Frame) -> str:
     return "".join(parts)
 
 
-def _hover(series: Sequence[Series], frame: Frame) -> str:
+def _hover(series: Sequence[Series], frame: Frame, across: str) -> str:
     told: dict[float, list[str]] = {}
     for s in series:
         for i, (x, y) in enumerate(zip(s.x, s.y, strict=True)):
@@ -179,7 +187,8 @@ def _hover(series: Sequence[Series], frame: Frame) -> str:
         at = frame.x(x)
         left = LEFT if i == 0 else (frame.x(xs[i - 1]) + at) / 2
         right = WIDTH - RIGHT if i == len(xs) - 1 else (at + frame.x(xs[i + 1])) / 2
-        text = escape("\n".join([_steps_named(x, x), *told[x]]))
+        at_x = _steps_named(x, x) if across == "step" else f"{across}: {pretty(x)}"
+        text = escape("\n".join([at_x, *told[x]]))
         strips.append(
             f'<g class="strip"><rect x="{left:.1f}" y="{TOP}" width="{right - left:.1f}" '
             f'height="{PLOT_H}"/><path d="M{at:.1f} {TOP}v{PLOT_H}"/><title>{text}</title></g>'

@@ -35,6 +35,11 @@ class Run:
     def name(self) -> str:
         return str(self.config.get("name") or self.folder.resolve().name)
 
+    def section(self, key: str) -> dict[str, Any]:
+        """A part of the configuration, empty where it is missing or is no part."""
+        found = self.config.get(key)
+        return found if isinstance(found, dict) else {}
+
     def column(self, key: str) -> list[float | None]:
         """The values of `key`, one a step, None where a step has no such number."""
         return [number(row.get(key)) for row in self.steps]
@@ -64,8 +69,17 @@ def read_run(folder: Path) -> Run:
         if steps:
             notes.append(f"config.yaml names no job: read as {job}, by the metrics it has.")
     run = Run(folder, job, config, text, steps, _samples(folder, notes), _quarantined(folder))
-    run.notes = notes + _gaps(run)
+    run.notes = notes + _alarms(run) + _gaps(run)
     return run
+
+
+def _alarms(run: Run) -> list[str]:
+    """What the run's guard said and did."""
+    return [
+        f"Step {row['step']}, guard ({row['guard/action']}): {row.get('guard/reason', '')}."
+        for row in run.steps
+        if row.get("guard/action")
+    ]
 
 
 def number(value: Any) -> float | None:
@@ -151,7 +165,7 @@ def _gaps(run: Run) -> list[str]:
         return ["No step has been finished yet: the run has just begun, or ended before its first."]
     notes = []
     last = int(run.steps[-1]["step"])
-    wanted = number((run.config.get("ppo") or {}).get("steps")) if run.job == "ppo" else None
+    wanted = number(run.section("ppo").get("steps")) if run.job == "ppo" else None
     unfinished = wanted is not None and last < wanted
     if unfinished:
         notes.append(f"Step {last} of {wanted:.0f}: the run is still going on, or was stopped.")

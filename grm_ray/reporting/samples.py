@@ -108,7 +108,7 @@ def _compared(pairs: Pairs) -> str:
         parts.append(
             f'<article class="talk"><h3>{title} <span>{signed(change)} {name}</span></h3>'
             f'<div class="prompt" dir="auto">{clean(before["prompt"])}</div><div class="sides">'
-            f"{_side('Before', before)}{_side('After', after)}</div></article>"
+            f"{side('Before', before)}{side('After', after)}</div></article>"
         )
     return "".join(parts)
 
@@ -145,12 +145,13 @@ def _alone(rows: Sequence[Row], words: str) -> str:
         parts.append(
             f'<article class="talk"><h3>{title} <span>{_NAMES[key]}</span></h3>'
             f'<div class="prompt" dir="auto">{clean(row["prompt"])}</div>'
-            f'<div class="sides one">{_side(words.capitalize(), row)}</div></article>'
+            f'<div class="sides one">{side(words.capitalize(), row)}</div></article>'
         )
     return "".join(parts)
 
 
-def _side(who: str, row: Mapping[str, Any]) -> str:
+def side(who: str, row: Mapping[str, Any]) -> str:
+    """An answer under the name of `who`, with its scores."""
     scores = [
         f"<span>{_NAMES[key]} {f'{value:.0f} tokens' if key == 'length' else pretty(value)}</span>"
         for key in ("true_reward", "reward", "length")

@@ -115,6 +115,14 @@ th:first-child, td:first-child { text-align: left; }
 .wide { margin-top: 16px; } .wide .scroll { border: 0; border-radius: 0; }
 .wide svg { display: block; width: 100%; min-width: 680px; height: auto; }
 .wide .strong { fill: var(--ink); font-size: 12.5px; } .band { fill: var(--tint); }
+.shade { fill: var(--c); fill-opacity: .13; } .hit { fill: transparent; }
+.fitted { fill: none; stroke: var(--c); stroke-width: 1.2; stroke-dasharray: 2 4; }
+.stack { display: flex; gap: 1px; height: 14px; margin: 4px 0 14px; }
+.stack i { background: var(--c); border-radius: 2px; }
+.runs { margin: 20px 0; } .runs > h3:first-child { margin-bottom: 6px; }
+.runs .figures > * > tr > * { vertical-align: top; }
+.keys { position: sticky; top: 0; z-index: 1; max-height: 124px; overflow: auto; margin: 8px 0;
+  padding: 10px 0; background: var(--ground); }
 .longer { stroke: var(--ink); stroke-width: 2; fill: none; }
 .mark { fill: var(--c); stroke: var(--card); }
 .line.thin { stroke-width: 1.3; } details > .legend { margin-bottom: 12px; }
@@ -132,10 +140,12 @@ footer { margin-top: 52px; padding-top: 14px; border-top: 1px solid var(--rule);
   .charts, .sides { grid-template-columns: minmax(0, 1fr); }
   .cards { grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; }
   .card { padding: 13px 14px; } .card .value { font-size: 19px; white-space: nowrap; }
-  .spare { display: none; }
+  .spare { display: none; } .runs .stays { min-width: 28vw; white-space: normal; }
+  .runs .figures th, .runs .figures td { padding: 7px 9px; }
   figure { padding: 14px 10px 8px; } .talk { padding: 14px; }
 }
-@media print { body { background: #fff; } figure, .talk, .card { break-inside: avoid; } }
+@media print { body { background: #fff; } .keys { position: static; }
+  figure, .talk, .card { break-inside: avoid; } }
 """
 
 # Colours on a light ground by name, for a picture that stands without the page.

@@ -160,6 +160,13 @@ def test_a_killed_run_shows_what_it_has_and_says_what_is_missing(tmp_path):
         assert words in text
 
 
+def test_what_the_guard_did_is_said_above_the_curves(tmp_path):
+    reason = "true_reward has fallen (0.700 to 0.500) <b>while</b> the reward rose"
+    steps = [ppo_step(1), ppo_step(2, **{"guard/action": "stop", "guard/reason": reason})]
+    page = read(make_run(tmp_path / "run", steps=steps))
+    assert "Step 2, guard (stop): true_reward has fallen (0.700 to 0.500) &lt;b&gt;while" in page
+
+
 def test_a_run_without_a_true_reward_is_judged_by_the_reward_and_says_so(tmp_path):
     before = [sample(i, "x", None, 0.1 * i) for i in range(8)]
     after = [sample(i, "y", None, 0.1 * i + 1 + 0.01 * i) for i in range(8)]
@@ -198,10 +205,10 @@ def test_a_reward_model_run_shows_accuracy_with_its_interval(tmp_path):
     assert "not told apart from chance" in text
 
 
-def test_the_job_writes_a_page_for_every_run_and_names_each(tmp_path, capsys):
-    one, two = whole_run(tmp_path / "one"), make_run(tmp_path / "two", "rm")
-    assert report.main([str(one), str(two)]) == 0
-    assert capsys.readouterr().out.split() == [str(one / "report.html"), str(two / "report.html")]
+def test_the_job_writes_the_page_of_one_run_and_names_it(tmp_path, capsys):
+    for run in (whole_run(tmp_path / "one"), make_run(tmp_path / "two", "rm")):
+        assert report.main([str(run)]) == 0
+        assert capsys.readouterr().out.split() == [str(run / "report.html")]
 
 
 @pytest.mark.parametrize("kind", ["missing", "file", "stranger"])
