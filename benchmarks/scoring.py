@@ -83,10 +83,10 @@ def of_pairs(path: Path, rows: int) -> dict[str, list]:
     asked = [(json.loads(prompt), row) for prompt, row in pairs.items()]
     together = []
     for number, (prompt, row) in enumerate(asked[: rows // ANSWERS]):
-        others = [other["chosen"] for _, other in asked[number + 1 :]]
-        answers = dict.fromkeys([row["chosen"], row["rejected"], *others])
+        others = [text(other["chosen"]) for _, other in asked[number + 1 :]]
+        answers = dict.fromkeys([text(row["chosen"]), text(row["rejected"]), *others])
         together += [(prompt, answer) for answer in list(answers)[:ANSWERS]]
-    unrelated = [(prompt, row["chosen"]) for prompt, row in asked[:rows]]
+    unrelated = [(prompt, text(row["chosen"])) for prompt, row in asked[:rows]]
     return {"unrelated": unrelated, "eight_answers": together}
 
 
@@ -107,6 +107,11 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def messages(prompt: Any) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def text(answer: Any) -> str:
+    """Of an answer that is a text, or a list of one message."""
+    return answer if isinstance(answer, str) else answer[-1]["content"]
 
 
 def tokens(texts: list, tokenizer: Any) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -60,7 +60,7 @@ def _measure(
         plain, 0, 1, path, 2, str(logs / "learner.log")
     )
     rollout = RolloutWorker.options(**options["rollout"]).remote(
-        plain, path, 2, str(logs / "rollout.log")
+        plain["policy"], plain["rollout"], 128, False, path, 2, str(logs / "rollout.log")
     )
     some = prompts(config.data.train, Quarantine())[:rows]
     encoder = start_encoder(path, False, str(logs / "encoder.log"))

@@ -26,7 +26,7 @@ def main():
         max_steps=work["steps"],
         beta=0.05,
         temperature=1.0,
-        learning_rate=1e-4,
+        learning_rate=work["learning_rate"],
         use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,
