@@ -48,6 +48,7 @@ class _Member:
     ready_ref: Any
     ready: bool = False
     work: list[tuple[Any, Work]] = field(default_factory=list)
+    last: int = 0  # when work was last given to it, in pieces handed out
 
 
 class Pool:
@@ -82,6 +83,7 @@ class Pool:
         self._admit = admit
         self._say = say
         self._deaths = 0
+        self._given = 0
         self._line: deque[Work] = deque()
         self._members = [_Member(slot, *spawn(slot)) for slot in range(count)]
 
@@ -210,6 +212,10 @@ class Pool:
             free = [m for m in self._members if m.ready and len(m.work) < self._depth]
             if not free:
                 return
-            member = min(free, key=lambda m: len(m.work))
+            # Among the least busy the one that waited longest: a dead worker is only found out by
+            # giving it work, and the first of two idle ones would otherwise get all of it.
+            member = min(free, key=lambda m: (len(m.work), m.last))
+            self._given += 1
+            member.last = self._given
             work = self._line.popleft()
             member.work.append((work.call(member.handle), work))
