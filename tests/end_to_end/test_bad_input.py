@@ -9,13 +9,14 @@ import ray
 import yaml
 from transformers import AutoTokenizer
 
-from grm_ray import command, ppo, rm
+from grm_ray import bon, command, ppo, rm
+from grm_ray.config.best_of_n import BestOfNJob
 from grm_ray.config.ppo import PpoJob
 from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.config.schema import Head
 from grm_ray.data.chat import ScoringContract
 from grm_ray.models.checkpoint import save_reward_model
-from tests.end_to_end.conftest import ppo_config, rm_config
+from tests.end_to_end.conftest import bon_config, ppo_config, rm_config
 from tests.models.scoring import reward_model
 
 
@@ -24,7 +25,7 @@ def run(monkeypatch, capsys):
     """`run(job, *arguments)`: the exit code and what stood on the error stream."""
 
     def call(job, *arguments):
-        schema = {rm: RewardModelJob, ppo: PpoJob}[job]
+        schema = {rm: RewardModelJob, ppo: PpoJob, bon: BestOfNJob}[job]
         monkeypatch.setattr(sys, "argv", ["grm_ray", *map(str, arguments)])
         with pytest.raises(SystemExit) as left:
             command.main(schema, job.run, "")
@@ -100,6 +101,27 @@ def test_an_empty_data_file(run, config, tmp_path):
 def test_a_reward_model_that_is_not_there(run, tmp_path, tiny_model, tiny_data):
     path = ppo_config(tmp_path, tiny_model, tiny_data, tmp_path / "none")
     refused(run(ppo, "--config", path), "reward.path", "train one first")
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("proxies.other=no/such/folder", ["proxies.other", "no/such/folder does not exist"]),
+        ("ns=[2, 8]", ["ns: 8 is more than the 4 answers", "rollout.samples_per_prompt"]),
+        ("true_reward=demo_jugde", ["unknown true reward", "did you mean 'demo_judge'"]),
+        ("true_reward=tests.judges:longest", ["true reward", "tests.judges:longest"]),
+        ("data.prompts.path=missing.jsonl", ["missing.jsonl", "does not exist"]),
+        ("rollout.max_new_tokens=200", ["proxies.saved", "reads 128 tokens", "lower one"]),
+    ],
+)
+def test_a_choice_that_cannot_be_made(saved, run, tmp_path, tiny_model, tiny_data, override, parts):
+    path = bon_config(tmp_path, tiny_model, tiny_data, {"saved": saved})
+    refused(run(bon, "--config", path, override), *parts)
+
+
+def test_no_shards_to_add_to(saved, run, tmp_path, tiny_model, tiny_data):
+    path = bon_config(tmp_path, tiny_model, tiny_data, {"saved": saved})
+    refused(run(bon, "--config", path, "--resume"), "--resume", "holds no run")
 
 
 def test_a_policy_in_place_of_a_reward_model(run, tmp_path, tiny_model, tiny_data):

@@ -24,6 +24,7 @@ VARIANTS = {
             "estimator": "grpo",
             "clip_high": 0.28,
             "normalize_by": "tokens",
+            "old_logprobs": "engine",
         },
     },
     "only what is finished, which nothing is": {

@@ -157,6 +157,7 @@ def preferences(path, count, **columns):
     return str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_mixture_a_reference_model_and_the_best_checkpoint_under_zero_3(
     tmp_path, tiny_model, tiny_data
@@ -207,12 +208,14 @@ def test_a_mixture_a_reference_model_and_the_best_checkpoint_under_zero_3(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kind", ["frozen", "regression", "margin"])
+@pytest.mark.parametrize("kind", ["frozen", "regression", "margin", "members"])
 def test_other_kinds_of_training_learn_too(tmp_path, tiny_model, tiny_data, kind):
     changes = {"model": {"path": str(tiny_model), "dtype": "float32"}}
     if kind == "frozen":
         changes["model"]["frozen"] = True
         changes |= {"loss": {"alpha": 0.0}, "head": {"kind": "mlp", "hidden": 32}}
+    elif kind == "members":
+        changes["head"] = {"members": 3}
     elif kind == "margin":
         train = {"path": preferences(tmp_path / "train.jsonl", 30, margin=0.5)}
         changes |= {"loss": {"preference": "margin", "alpha": 0.0}, "data": {"train": train}}
@@ -235,4 +238,5 @@ def test_other_kinds_of_training_learn_too(tmp_path, tiny_model, tiny_data, kind
     assert process.returncode == 0, output
     metrics = rows(tmp_path / "runs" / "rm" / "metrics.jsonl")
     assert metrics[-1]["loss"] < metrics[1]["loss"], output
-    load_reward_model(str(tmp_path / "runs" / "rm" / "model"), "float32")
+    model, _, _ = load_reward_model(str(tmp_path / "runs" / "rm" / "model"), "float32")
+    assert model.head.members == (3 if kind == "members" else 1)
