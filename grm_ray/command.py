@@ -52,7 +52,7 @@ def _how_to_go_on(config: Any) -> str:
     from grm_ray.runtime.snapshot import Snapshots
 
     if config is not None:
-        if config.job in ("study", "curate"):
+        if config.job in ("study", "curate", "overoptimization"):
             return "start it again: it goes on where it stopped"
         run = Path(config.runs).expanduser() / config.name
         # What an evaluation has scored is kept set by set, what `bon` has sampled shard by shard.

@@ -7,3 +7,7 @@ def shorter(prompt: str, response: str) -> float:
 
 def broken_stage(rewards_B):
     return rewards_B * float("nan")
+
+
+def longer(prompt: str, response: str) -> float:
+    return len(response) / 100

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from grm_ray.config.ppo import Engine, Rollout, RolloutWorkers, ScorerWorkers
+from grm_ray.config.rewards import Named
 from grm_ray.config.schema import Dtype, Job, Model, Name, Positive, Rate, Section, Source
 
 
@@ -42,6 +43,14 @@ class Scoring(Section):
     tokens_per_micro_batch: Positive = 2048
 
 
+class ProxyEnsemble(Section):
+    """Proxies that choose together: the scores of each are brought to mean 0 and deviation 1 over
+    all answers of the run, then joined as `reward.aggregate` of a PPO run joins its members."""
+
+    members: Annotated[list[Name], Field(min_length=2)]
+    aggregate: Named = Named(name="mean")
+
+
 class BestOfNWorkers(Section):
     rollout: RolloutWorkers = RolloutWorkers()
     scorer: ScorerWorkers = ScorerWorkers()
@@ -52,6 +61,7 @@ class BestOfNJob(Job):
 
     `policy`: `trust_remote_code` holds for the reward models too.
     `proxies`: name -> saved reward model, folder or hub id; all score the same answers.
+    `ensembles`: name -> several of them as one more.
     `true_reward`: a registered program, one's own `module:function`, or a saved reward model.
     `ns`: sizes of choice; 1 and N are always among them. null: all powers of two below N.
     `betas`: temperatures of soft best-of-n, in standard deviations of the proxy's score among the
@@ -65,12 +75,18 @@ class BestOfNJob(Job):
     data: Prompts
     rollout: Sampling = Sampling()
     proxies: Annotated[dict[Name, str], Field(min_length=1)]
+    ensembles: dict[Name, ProxyEnsemble] = Field(default_factory=dict)
     true_reward: str
     ns: list[Positive] | None = None
     betas: list[Rate] = Field(default=[2.0, 1.0, 0.5, 0.25])
     scoring: Scoring = Scoring()
     workers: BestOfNWorkers = BestOfNWorkers()
     prompts_per_shard: Positive = 64
+
+    @property
+    def choosers(self) -> list[str]:
+        """Whoever chooses: the proxies, then their ensembles."""
+        return [*self.proxies, *self.ensembles]
 
     @property
     def sizes(self) -> list[int]:
@@ -87,6 +103,18 @@ class BestOfNJob(Job):
                 f"ns: {max(self.ns)} is more than the {most} answers of a prompt; raise "
                 "rollout.samples_per_prompt"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _members_are_proxies(self) -> BestOfNJob:
+        for name, ensemble in self.ensembles.items():
+            if name in self.proxies:
+                raise ValueError(f"ensembles: '{name}' is the name of a proxy already")
+            unknown = [m for m in ensemble.members if m not in self.proxies]
+            if unknown:
+                raise ValueError(f"ensembles.{name}.members: {unknown} are not in proxies")
+            if len(set(ensemble.members)) != len(ensemble.members):
+                raise ValueError(f"ensembles.{name}.members: a proxy stands twice")
         return self
 
     @model_validator(mode="after")

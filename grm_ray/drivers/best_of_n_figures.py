@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from grm_ray.config.best_of_n import BestOfNJob
 from grm_ray.config.load import ConfigError
+from grm_ray.drivers.best_of_n_ensembles import Answers, Ensembles, described, fit
 from grm_ray.drivers.best_of_n_shards import TRUE_REWARD, LeftOut, column, not_answered
 from grm_ray.study.best_of_n import best_of_n, kl_of_best_of_n, soft_best_of_n
 from grm_ray.study.intervals import Interval, bootstrap_mean, paired_difference
@@ -27,21 +28,6 @@ from grm_ray.study.starc import canonical_products, starc_of_products
 # Words that must stand again in a row to count as a repetition, as `study.monitors.repetition`.
 _GRAM = 4
 HABITS = ("list_rate", "repetition", "tokens")
-
-
-@dataclass(frozen=True)
-class Answers:
-    """One shard's prompts that have a finite score of every model.
-
-    Attributes:
-        scores: column -> `(P, N)`, in the models' own units.
-        habits: name -> `(P, N)`; empty where texts were not read.
-        unscored: ids of the other prompts.
-    """
-
-    scores: dict[str, np.ndarray]
-    habits: dict[str, np.ndarray]
-    unscored: list[str]
 
 
 @dataclass
@@ -67,17 +53,18 @@ def figures(config: BestOfNJob, files: Sequence[Path], left_out: LeftOut) -> dic
     Raises:
         ConfigError: no prompt has its answers and scores.
     """
-    products = _products(config, files, left_out)
+    ensembles = fit(config, shards(config, files))
+    products = _products(config, files, ensembles, left_out)
     prompts = len(next(iter(products.values())))
     spreads = {
         name: math.sqrt(found[:, 0].sum() / prompts / config.rollout.samples_per_prompt)
         for name, found in products.items()
     }
-    curves, oracle = _curves(config, files, spreads)
-    first = next(iter(curves.values()))
+    found, oracle = curves(config, files, ensembles, spreads)
+    first = next(iter(found.values()))
     proxies = {
         name: {
-            "path": config.proxies[name],
+            "path": config.proxies.get(name) or described(config.ensembles[name]),
             "spread": spreads[name],
             "starc": starc_of_products(products[name]),
             **_of_proxy(config, curve, prompts),
@@ -85,7 +72,7 @@ def figures(config: BestOfNJob, files: Sequence[Path], left_out: LeftOut) -> dic
             if curve is first
             else _plain(paired_difference(first.true[-1], curve.true[-1], seed=config.seed)),
         }
-        for name, curve in curves.items()
+        for name, curve in found.items()
     }
     source = config.data.prompts
     return {
@@ -127,7 +114,7 @@ def read(file: Path, columns: Sequence[str], samples: int, texts: bool = False) 
     return Answers(kept, habits, ids[~finite_P].tolist())
 
 
-def _shards(
+def shards(
     config: BestOfNJob, files: Sequence[Path], texts: bool = False
 ) -> Iterator[tuple[Path, Answers]]:
     """Every file with all scores: a prompt that one model cannot score counts for none."""
@@ -137,11 +124,12 @@ def _shards(
 
 
 def _products(
-    config: BestOfNJob, files: Sequence[Path], left_out: LeftOut
+    config: BestOfNJob, files: Sequence[Path], ensembles: Ensembles, left_out: LeftOut
 ) -> dict[str, np.ndarray]:
-    """proxy -> `canonical_products` with the true reward, `(P, 3)`; notes what is left out."""
-    found: dict[str, list[np.ndarray]] = {name: [] for name in config.proxies}
-    for file, answers in _shards(config, files):
+    """chooser -> `canonical_products` with the true reward, `(P, 3)`; notes what is left out."""
+    found: dict[str, list[np.ndarray]] = {name: [] for name in config.choosers}
+    for file, answers in shards(config, files):
+        scores = ensembles.join(answers.scores)
         path = config.data.prompts.path
         for prompt, reason in not_answered(file):
             left_out.now.add(path, 0, reason, prompt)
@@ -149,9 +137,7 @@ def _products(
             left_out.now.add(path, 0, "an answer without a finite score of every model", prompt)
         left_out.flush()
         for name, parts in found.items():
-            parts.append(
-                canonical_products(answers.scores[column(name)], answers.scores[TRUE_REWARD])
-            )
+            parts.append(canonical_products(scores[column(name)], scores[TRUE_REWARD]))
     products = {name: np.concatenate(parts) for name, parts in found.items() if parts}
     if not products or not len(next(iter(products.values()))):
         why = ", ".join(f"{count} {reason}" for reason, count in left_out.counts.items())
@@ -185,20 +171,21 @@ class _Gathered:
         return Curve(*joined, self._habits)
 
 
-def _curves(
-    config: BestOfNJob, files: Sequence[Path], spreads: dict[str, float]
+def curves(
+    config: BestOfNJob, files: Sequence[Path], ensembles: Ensembles, spreads: dict[str, float]
 ) -> tuple[dict[str, Curve], np.ndarray]:
-    """proxy -> what choosing by it gives; and the true reward where that itself chooses, `(S, P)`,
-    which no proxy can exceed."""
+    """chooser -> what choosing by it gives; and the true reward where that itself chooses,
+    `(S, P)`, which no proxy can exceed."""
     # Where a proxy tells no two answers apart, every temperature leaves the policy as it is.
-    gathered = {n: _Gathered(config, column(n), spreads[n] or 1.0) for n in config.proxies}
+    gathered = {n: _Gathered(config, column(n), spreads[n] or 1.0) for n in config.choosers}
     oracle = []
-    for _, answers in _shards(config, files, texts=True):
+    for _, answers in shards(config, files, texts=True):
         true_PN = answers.scores[TRUE_REWARD]
         if len(true_PN):
             oracle.append(best_of_n(true_PN, true_PN, config.sizes)[1])
+            joined = replace(answers, scores=ensembles.join(answers.scores))
             for each in gathered.values():
-                each.add(answers)
+                each.add(joined)
     return {n: each.curve() for n, each in gathered.items()}, np.concatenate(oracle, axis=1)
 
 

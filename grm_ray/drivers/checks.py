@@ -14,6 +14,7 @@ from grm_ray.config import registry
 from grm_ray.config.best_of_n import BestOfNJob
 from grm_ray.config.judging import CurateJob, EvaluateJob, JudgeWorkers, Scoring, StudyJob
 from grm_ray.config.load import ConfigError
+from grm_ray.config.overoptimization import OveroptimizationJob
 from grm_ray.config.ppo import PpoJob
 from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.config.schema import Job, Model, Source, Workers
@@ -21,6 +22,7 @@ from grm_ray.data import sources
 from grm_ray.data.chat import ScoringContract
 from grm_ray.data.sources import Prompt
 from grm_ray.drivers import reward_stages
+from grm_ray.drivers.best_of_n_ensembles import check_ensembles
 from grm_ray.models import backbone
 from grm_ray.models.checkpoint import (
     check_reward_model,
@@ -112,6 +114,8 @@ def check(config: Job, cluster: list[Node] | None = None, elsewhere: bool = Fals
             _sets(config.sets, plan)
             jobs = {f"cell {'/'.join(c.values())}": job for c, job in study.jobs(config)}
             _started(jobs, config.judges, config.scoring, plan, cluster)
+        elif isinstance(config, OveroptimizationJob):
+            _overoptimization(config, plan, cluster, elsewhere)
         elif isinstance(config, CurateJob):
             from grm_ray.drivers.ballots import voter
 
@@ -276,6 +280,7 @@ def _best_of_n(config: BestOfNJob, plan: Plan, elsewhere: bool) -> None:
     _data(config.data.prompts, {"prompt"}, plan)
     for key, path in models.items():
         _scorer(config, key, path, plan, elsewhere)
+    check_ensembles(config)
 
 
 def _scorer(config: PpoJob | BestOfNJob, key: str, path: str, plan: Plan, elsewhere: bool) -> None:
@@ -296,6 +301,30 @@ def _scorer(config: PpoJob | BestOfNJob, key: str, path: str, plan: Plan, elsewh
             f"{key}: folder {path} does not exist; train one first "
             f"(python -m grm_ray.rm) or name an existing reward model"
         )
+
+
+def _overoptimization(
+    config: OveroptimizationJob, plan: Plan, cluster: list[Node] | None, elsewhere: bool
+) -> None:
+    """The kinds of jobs that the study starts, each by itself; they need not fit together."""
+    from grm_ray.drivers import overoptimization  # which checks what it runs: it imports this
+
+    seen: set[str] = set()
+    for where, job, later in overoptimization.check_study(config, elsewhere):
+        alike = job.model_dump_json(exclude={"name", "seed"})
+        if alike in seen:
+            continue
+        seen.add(alike)
+        try:
+            found = check(job, cluster, elsewhere or later)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        new = [bundle for bundle in found.bundles if bundle not in plan.bundles]
+        plan.bundles += new
+        plan.placed |= {bundle: found.placed[bundle] for bundle in new if bundle in found.placed}
+        plan.reads = list(dict.fromkeys([*plan.reads, *found.reads]))
+    for source in (config.data.train, config.data.test):
+        _data(source, PAIR, plan)
 
 
 def _sets(sets: Mapping[str, Source], plan: Plan) -> None:

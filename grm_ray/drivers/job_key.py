@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Set
 from typing import Any
 
+from grm_ray.config.best_of_n import BestOfNJob
+from grm_ray.config.ppo import PpoJob
 from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.config.schema import Dtype, Source, Workers
 from grm_ray.data import files
@@ -29,6 +32,27 @@ WITHOUT_EFFECT = (
     "model.dtype",
     "data.train",
     "data.eval",
+)
+WITHOUT_EFFECT_ON_POLICIES = (
+    "name",
+    "runs",
+    "tracking",
+    "workers",
+    "timeout_s",
+    "checkpoint",
+    "policy.path",
+    "policy.dtype",
+    "data.prompts",
+    "data.train",
+    "data.eval",
+    "proxies",
+    "ensembles",
+    "ns",
+    "betas",
+    "true_reward",
+    "reward.path",
+    "reward.members",
+    "reward.true_reward",
 )
 
 
@@ -65,17 +89,46 @@ class Keys:
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
+    def of_policy(self, job: BestOfNJob | PpoJob, *more: Any) -> str:
+        """16 hex digits of a best-of-n or PPO job's settings, policy and prompts, and of `more`.
+
+        Reward models and true reward are not looked at: name them in `more`.
+
+        Raises:
+            ConfigError: a model or data file that is not there.
+        """
+        plain = job.model_dump(mode="json", exclude_defaults=True)
+        for path in WITHOUT_EFFECT_ON_POLICIES:
+            _leave_out(plain, path.split("."))
+        if isinstance(job, PpoJob):
+            prompts, workers = [job.data.train, job.data.eval], job.workers.learner
+        else:
+            prompts, workers = [job.data.prompts], job.workers.rollout
+        parts = {
+            "format": FORMAT,
+            "job": plain,
+            "dtype": precision(job.policy.dtype, workers),
+            "policy": self._model(job.policy.path),
+            "prompts": [self.source(source, {"prompt"}) for source in prompts if source],
+            "more": more,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
     def _kept_head(self, job: RewardModelJob) -> dict[str, bool]:
         """Named only where there is one: the keys of jobs without stay what they were."""
         folder = None if job.new_head else starting_folder(resolve(job.model.path))
         return {} if folder is None else {"kept_head": True}
 
-    def source(self, source: Source) -> list[Any]:
-        """What a source reads and how, as plain data."""
+    def source(self, source: Source, columns: Set[str] = frozenset({"chosen"})) -> list[Any]:
+        """What a source reads and how, as plain data.
+
+        Args:
+            columns: what is read of it, as `data.files.digest` takes them.
+        """
         settings = source.model_dump(mode="json", exclude_defaults=True, exclude={"path"})
-        place = json.dumps([source.path, source.split])
+        place = json.dumps([source.path, source.split, sorted(columns)])
         if place not in self._data:
-            self._data[place] = files.digest(source)
+            self._data[place] = files.digest(source, columns)
         return [settings, self._data[place]]
 
     def _model(self, path: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from grm_ray.config import registry
 from grm_ray.config.load import ConfigError
-from grm_ray.config.rewards import Reward, RewardStage
+from grm_ray.config.rewards import Named, Reward, RewardStage
 from grm_ray.models.checkpoint import check_reward_model
 from grm_ray.rewards.pipeline import Answers, RewardPipeline, Stage
 from grm_ray.workers import rules
@@ -162,17 +162,29 @@ def rules_of(reward: Reward) -> list[dict[str, Any]]:
     ]
 
 
+def aggregate(where: str, given: Named) -> Callable[..., Any]:
+    """A registered aggregate with its parameters.
+
+    Args:
+        where: the config's key, for the message.
+
+    Raises:
+        ConfigError: an unknown name or parameter.
+    """
+    function = registry.resolve("aggregate", given.name)
+    registry.check_parameters(
+        f"{where} ({given.name})", function, given.parameters, _first(function)
+    )
+    return partial(function, **given.parameters)
+
+
 def _aggregate(reward: Reward) -> Callable[..., Any] | None:
     """None: the conjunction."""
-    name, parameters = reward.aggregate.name, reward.aggregate.parameters
-    if name == CONJUNCTION:
-        if parameters:
+    if reward.aggregate.name == CONJUNCTION:
+        if reward.aggregate.parameters:
             raise ConfigError("reward.aggregate: conjunction has no parameters")
         return None
-    function = registry.resolve("aggregate", name)
-    where = f"reward.aggregate ({name})"
-    registry.check_parameters(where, function, parameters, _first(function))
-    return partial(function, **parameters)
+    return aggregate("reward.aggregate", reward.aggregate)
 
 
 def _function(stage: RewardStage) -> Callable[..., Any]:

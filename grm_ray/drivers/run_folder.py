@@ -23,6 +23,7 @@ FREE_TO_CHANGE = (
     "workers",
     "ns",
     "betas",
+    "ensembles",
     "evaluation.every",
     "evaluation.greedy",
     "timeout_s",

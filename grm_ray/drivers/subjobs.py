@@ -7,7 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,8 @@ from grm_ray.drivers.evaluate import RESULT
 from grm_ray.drivers.reward_model import DONE
 from grm_ray.drivers.run_folder import hold
 from grm_ray.runtime.snapshot import Snapshots
+
+_LOOK_S = 0.1  # how long each running job is waited for in turn
 
 
 def open_folder(folder: Path) -> None:
@@ -43,7 +46,7 @@ def train(job: RewardModelJob, file: Path) -> Path:
     if not (folder / DONE).is_file():
         started = Snapshots(folder / "checkpoints", 1).latest() is not None
         call("grm_ray.rm", job, file, started)
-    _clear(folder)
+    clear(folder)
     return folder / "model"
 
 
@@ -75,60 +78,110 @@ def judge(
         )
         started = (judged / "config.yaml").is_file()
         call("grm_ray.evaluate", job, folder / "judge.yaml", started)
-    _clear(judged)
+    clear(judged)
     return judged
 
 
-def call(module: str, job: Job, file: Path, resume: bool) -> None:
-    """Run `python -m module` on `job`, written to `file`; what it says goes to a log beside it.
+@dataclass(frozen=True)
+class Call:
+    """`python -m module` on `job`, which is written to `file`; what it says goes beside it."""
 
-    Ctrl-C, SIGTERM and a closed terminal end the job before they end this process.
+    module: str
+    job: Job
+    file: Path
+    resume: bool
+
+    @property
+    def log(self) -> Path:
+        return self.file.with_suffix(f".{self.module.rpartition('.')[2]}.log")
+
+
+def call(module: str, job: Job, file: Path, resume: bool) -> None:
+    """Run one `Call` to its end; raises as `calls` does."""
+    for _ in calls([Call(module, job, file, resume)]):
+        pass
+
+
+def calls(wanted: Iterable[Call], at_once: int = 1) -> Iterator[Call]:
+    """Run each, at most `at_once` beside one another; gives each when it has ended well.
+
+    When one fails no other is begun, and those under way go on to their end. Ctrl-C, SIGTERM and
+    a closed terminal end the jobs before they end this process.
 
     Raises:
-        ConfigError: the job found something wrong in config or data, with what it said.
-        RuntimeError: the job failed, with the end of what it said.
+        ConfigError: a job found something wrong in config or data, with what it said.
+        RuntimeError: a job failed, with the end of what it said.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(dump(job), encoding="utf-8")
-    log = file.with_suffix(f".{module.rpartition('.')[2]}.log")
-    command: list[Any] = [sys.executable, "-m", module, "--config", file]
-    with log.open("w", encoding="utf-8") as out:
-        code = _wait(command + (["--resume"] if resume else []), out)
-    if not code:
-        return
-    said = log.read_text(encoding="utf-8", errors="replace")
-    reason = f"\n{said}".rpartition("\nerror: ")[2].strip()
-    if code == 2 and reason:
-        raise ConfigError(f"{reason} ({log})")
-    raise RuntimeError(f"{module} {file.name} failed (exit {code}, {log}):\n{said[-1500:]}")
-
-
-def _clear(folder: Path) -> None:
-    """Remove what earlier starts left, which a job that begins anew puts aside."""
-    for old in folder.parent.glob(f"{folder.name}.[0-9]*"):
-        if old.is_dir():
-            shutil.rmtree(old)
-
-
-def _wait(command: list[Any], out: Any) -> int:
-    """The exit code of `command`, which has a session of its own: Ctrl-C reaches it through us, and
-    once."""
+    waiting = iter(wanted)
+    running: list[tuple[Call, subprocess.Popen]] = []
+    failed: Exception | None = None
     with _handled(signal.SIGHUP, _hung_up):
-        process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-        )
         try:
-            return process.wait()
+            more = True
+            while more or running:
+                while more and failed is None and len(running) < at_once:
+                    following = next(waiting, None)
+                    if more := following is not None:
+                        running.append((following, _begin(following)))
+                more = more and failed is None
+                ended = [pair for pair in running if _ended(pair[1])]
+                running = [pair for pair in running if pair not in ended]
+                for job, process in ended:
+                    if not process.returncode:
+                        yield job
+                    elif failed is None:
+                        failed = _failure(job, process.returncode)
         except BaseException:
-            # A second Ctrl-C would leave the job's workers behind.
+            # A second Ctrl-C would leave the jobs' workers behind.
             with (
                 _handled(signal.SIGINT, signal.SIG_IGN),
                 _handled(signal.SIGTERM, signal.SIG_IGN),
                 _handled(signal.SIGHUP, signal.SIG_IGN),
             ):
-                process.terminate()  # the job ends its own workers
-                process.wait()
+                for _, process in running:
+                    process.terminate()  # the job ends its own workers
+                for _, process in running:
+                    process.wait()
             raise
+    if failed is not None:
+        raise failed
+
+
+def _begin(call: Call) -> subprocess.Popen:
+    """The job in a session of its own: Ctrl-C reaches it through us, and once."""
+    call.file.parent.mkdir(parents=True, exist_ok=True)
+    call.file.write_text(dump(call.job), encoding="utf-8")
+    command: list[Any] = [sys.executable, "-m", call.module, "--config", call.file]
+    with call.log.open("w", encoding="utf-8") as out:
+        return subprocess.Popen(
+            command + (["--resume"] if call.resume else []),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _ended(process: subprocess.Popen) -> bool:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_LOOK_S)
+    return process.returncode is not None
+
+
+def _failure(call: Call, code: int) -> Exception:
+    said = call.log.read_text(encoding="utf-8", errors="replace")
+    reason = f"\n{said}".rpartition("\nerror: ")[2].strip()
+    if code == 2 and reason:
+        return ConfigError(f"{reason} ({call.log})")
+    return RuntimeError(
+        f"{call.module} {call.file.name} failed (exit {code}, {call.log}):\n{said[-1500:]}"
+    )
+
+
+def clear(folder: Path) -> None:
+    """Remove what earlier starts of a run left, which a job that begins anew puts aside."""
+    for old in folder.parent.glob(f"{folder.name}.[0-9]*"):
+        if old.is_dir():
+            shutil.rmtree(old)
 
 
 @contextlib.contextmanager

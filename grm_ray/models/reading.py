@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jinja2
 import numpy as np
@@ -15,7 +15,8 @@ from grm_ray.data.packing import by_key
 from grm_ray.data.tables import flat
 from grm_ray.models.backbone import load_tokenizer
 from grm_ray.models.checkpoint import load_reward_model, local_folder
-from grm_ray.models.scoring import score_rows
+from grm_ray.models.scoring import score_rows, score_rows_by_all
+from grm_ray.models.shared_layers import share_layers, share_weights
 
 
 class RewardReader:
@@ -65,12 +66,27 @@ class RewardReader:
 
     def member_scores(self, rollouts: pa.Table) -> np.ndarray:
         """Each member's score of each row, `(B, K)` fp32; NaN where the chat template refuses."""
+        (scores,) = self._scores_by([self], rollouts)
+        return scores
+
+    def _scores_by(self, readers: Sequence[RewardReader], rollouts: pa.Table) -> list[np.ndarray]:
+        """`member_scores` of readers that read the very tokens that this one does."""
         sides = list((self._ids if self._same_tokens else self._templated)(rollouts))
         read = [i for i, side in enumerate(sides) if side is not None]
         rows = [self._cut(side[0], [side[1]])[0] for side in sides if side is not None]
-        scores = np.full((len(sides), self.members), np.nan, np.float32)
-        scores[read] = score_rows(self._model, rows, self._budget, self._device, by_member=True)
+        models = [reader._model for reader in readers]
+        found = score_rows_by_all(models, rows, self._budget, self._device)
+        scores = [np.full((len(sides), r.members), np.nan, np.float32) for r in readers]
+        for all_rows, of_read in zip(scores, found, strict=True):
+            all_rows[read] = of_read
         return scores
+
+    def _reads_like(self, other: RewardReader) -> bool:
+        return (
+            self._contract == other._contract
+            and self._same_tokens == other._same_tokens
+            and self._contract.same_tokens_as(other._tokenizer)
+        )
 
     def judge(self, texts: pa.Table) -> np.ndarray:
         """Scores of `TEXTS` (`drivers.scoring`), in their order.
@@ -139,3 +155,42 @@ class RewardReader:
 
     def _without_stop(self, answer: list[int]) -> list[int]:
         return answer[:-1] if answer and answer[-1] in self._stops else answer
+
+
+class RewardReaders:
+    """Several reward models that read the same rows.
+
+    Those that read the same tokens are tokenised for once, hold equal weights once, and compute
+    their common layers once (`models.shared_layers`).
+
+    Attributes:
+        readers: in the order that they were given in.
+        layers_shared: layers that several models compute once, summed over groups of models.
+        bytes_shared: what equal weights take but once.
+    """
+
+    def __init__(self, readers: Iterable[RewardReader]) -> None:
+        self.readers: list[RewardReader] = []
+        self._groups: list[list[int]] = []
+        self.layers_shared = self.bytes_shared = 0
+        for number, reader in enumerate(readers):  # loaded one by one: what is equal goes at once
+            self.readers.append(reader)
+            alike = (g for g in self._groups if self.readers[g[0]]._reads_like(reader))
+            group = next(alike, None)
+            if group is None:
+                self._groups.append([number])
+            else:
+                group.append(number)
+                first = self.readers[group[0]]
+                self.bytes_shared += share_weights([first._model.lm, reader._model.lm])
+        for group in self._groups:
+            self.layers_shared += share_layers([self.readers[n]._model.lm for n in group])
+
+    def member_scores(self, rollouts: pa.Table) -> list[np.ndarray]:
+        """`RewardReader.member_scores` of each."""
+        found: dict[int, np.ndarray] = {}
+        for group in self._groups:
+            readers = [self.readers[number] for number in group]
+            scores = readers[0]._scores_by(readers, rollouts)
+            found |= dict(zip(group, scores, strict=True))
+        return [found[number] for number in range(len(self.readers))]

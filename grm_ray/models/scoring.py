@@ -13,7 +13,6 @@ from grm_ray.models.reward_model import RewardModel
 Row = tuple[np.ndarray, np.ndarray]
 
 
-@torch.inference_mode()
 def score_rows(
     model: RewardModel,
     rows: Sequence[Row],
@@ -30,11 +29,25 @@ def score_rows(
         budget: tokens of one pass through the backbone.
         by_member: `(B, K)`, the scores of the K members of the head's ensemble, in one pass.
     """
-    scores = np.zeros((len(rows), model.head.members), np.float32)
+    (scores,) = score_rows_by_all([model], rows, budget, device)
+    return scores if by_member else scores.mean(axis=1)
+
+
+@torch.inference_mode()
+def score_rows_by_all(
+    models: Sequence[RewardModel],
+    rows: Sequence[Row],
+    budget: int,
+    device: torch.device | str = "cpu",
+) -> list[np.ndarray]:
+    """`(B, K)` of each model, batch by batch: models that share layers compute them once."""
+    scores = [np.zeros((len(rows), model.head.members), np.float32) for model in models]
     numbers = share_prompts([p for p, _ in rows], [len(a) for _, a in rows], budget)
     groups = [(rows[group[0]][0], [rows[i][1] for i in group]) for group in numbers]
     for batch in micro_batches([group_tokens(group) for group in groups], budget):
-        outputs, _ = model(pack([groups[g] for g in batch]).to(device))
-        values = model.head.member_scores(outputs).float().numpy(force=True)
-        scores[[i for g in batch for i in numbers[g]]] = values
-    return scores if by_member else scores.mean(axis=1)
+        packed = pack([groups[g] for g in batch]).to(device)
+        places = [i for g in batch for i in numbers[g]]
+        for model, found in zip(models, scores, strict=True):
+            outputs, _ = model(packed)
+            found[places] = model.head.member_scores(outputs).float().numpy(force=True)
+    return scores

@@ -77,6 +77,14 @@ def _quiet_raylet() -> None:
         worker.print_to_stdstream = lambda *args, **kwargs: None
 
 
+def available() -> list[Node]:
+    """The nodes that jobs started from here will find: those of RAY_ADDRESS, or this machine."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return [this_machine()]
+    with session([]):
+        return nodes()
+
+
 def nodes() -> list[Node]:
     """The alive nodes of the joined cluster with their total resources."""
     import ray

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -136,6 +136,23 @@ class _Room:
             for i in sorted(open_devices, key=self._devices.__getitem__)[:count]:  # fullest first
                 self._devices[i] -= share
         return True
+
+
+def most_at_once(wanted: Sequence[Bundle], nodes: Sequence[Node], most: int = 64) -> int:
+    """How many jobs that want `wanted` have room beside one another, at most `most`."""
+    found = 0
+    while found < most:
+        several = [
+            replace(b, slot=b.slot + 10_000 * job, place=b.place and f"{b.place}, job {job}")
+            for job in range(found + 1)
+            for b in wanted
+        ]
+        try:
+            fit(several, nodes)
+        except ConfigError:
+            break
+        found += 1
+    return found
 
 
 def fit(wanted: Sequence[Bundle], nodes: Sequence[Node]) -> dict[Bundle, Node]:

@@ -1,4 +1,4 @@
-"""How much of the highest gain a run still has at its end, with an interval over prompts."""
+"""How much of the highest gain is left at the end, with an interval over prompts and seeds."""
 
 from __future__ import annotations
 
@@ -37,44 +37,53 @@ def bootstrap_kept(
 
     Args:
         values_SP: the reward of each prompt at each evaluation after the start, the last row the
-            end.
-        baseline_P: the reward of each prompt under the start.
+            end; or `(R, S, P)`, the same of R repetitions on the same prompts, which are averaged
+            and drawn with replacement too. Few repetitions make that part of the interval short.
+        baseline_P: the reward of each prompt under the start; or `(R, P)`.
 
     Raises:
         ValueError: no evaluation or prompt, lengths that differ, a number that is not finite, a
             level outside (0, 1), or n below 1.
     """
-    values_SP = np.asarray(values_SP, dtype=np.float64)
-    baseline_P = np.asarray(baseline_P, dtype=np.float64)
-    if values_SP.ndim != 2 or values_SP.size == 0 or baseline_P.shape != values_SP.shape[1:]:
+    values = np.asarray(values_SP, dtype=np.float64)
+    baseline = np.asarray(baseline_P, dtype=np.float64)
+    expected = (*values.shape[:-2], *values.shape[-1:])
+    if values.ndim not in (2, 3) or values.size == 0 or baseline.shape != expected:
         raise ValueError(
             "values and baseline: evaluations of one prompt or more, and one number a prompt, "
-            f"not {values_SP.shape} and {baseline_P.shape}"
+            f"not {values.shape} and {baseline.shape}"
         )
-    if not (np.isfinite(values_SP).all() and np.isfinite(baseline_P).all()):
+    if not (np.isfinite(values).all() and np.isfinite(baseline).all()):
         raise ValueError("values and baseline: finite numbers only")
     if not 0 < level < 1 or n < 1:
         raise ValueError(f"level between 0 and 1 and n of 1 or more, not {level} and {n}")
-    prompts = baseline_P.size
-    kept = kept_share(values_SP.mean(axis=1), float(baseline_P.mean()))
+    gains_RSP = (values - baseline[..., None, :]).reshape(-1, *values.shape[-2:])
+    repetitions, _, prompts = gains_RSP.shape
+    means_S = values.mean(axis=-1).reshape(repetitions, -1).mean(axis=0)
+    kept = kept_share(means_S, float(baseline.mean()))
     without = Interval(kept.share, _NAN, _NAN, prompts, prompts)
     if kept.note:
         return KeptInterval(without, kept.note)
     if prompts == 1:
         return KeptInterval(without, "one prompt is all there is")
-    gains_SP = values_SP - baseline_P
+    gains_SP = gains_RSP.mean(axis=0)
     rng = np.random.default_rng(seed)
-    peak_P = np.empty(prompts)
+    peak_RP = np.empty((repetitions, prompts))
     halves = np.array_split(rng.permutation(prompts), 2)
     for measured, picking in (halves, halves[::-1]):
-        peak_P[measured] = gains_SP[gains_SP[:, picking].mean(axis=1).argmax(), measured]
-    if peak_P.mean() <= 0:
+        picked = gains_SP[:, picking].mean(axis=1).argmax()
+        peak_RP[:, measured] = gains_RSP[:, picked, measured]
+    if peak_RP.mean() <= 0:
         return KeptInterval(without, _NO_GAIN)
     times_nP = rng.multinomial(prompts, np.full(prompts, 1 / prompts), n)
-    end_n, peak_n = times_nP @ gains_SP[-1], times_nP @ peak_P
+    # One repetition is drawn once, whatever chance says.
+    times_nR = rng.multinomial(repetitions, np.full(repetitions, 1 / repetitions), n)
+    end_n, peak_n = (
+        ((times_nR @ gains_RP) * times_nP).sum(axis=1) for gains_RP in (gains_RSP[:, -1], peak_RP)
+    )
     known_n = peak_n > 0
     if 1 - known_n.mean() > _MOST_WITHOUT_GAIN:
         return KeptInterval(without, _NO_GAIN)
     low, high = np.quantile(end_n[known_n] / peak_n[known_n], [(1 - level) / 2, (1 + level) / 2])
-    share = float(gains_SP[-1].mean() / peak_P.mean())
+    share = float(gains_SP[-1].mean() / peak_RP.mean())
     return KeptInterval(Interval(share, float(low), float(high), prompts, prompts), "")

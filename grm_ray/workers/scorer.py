@@ -14,7 +14,7 @@ import torch
 
 from grm_ray.config import registry
 from grm_ray.data.tables import SCORES
-from grm_ray.models.reading import RewardReader
+from grm_ray.models.reading import RewardReader, RewardReaders
 from grm_ray.runtime import logs, priority
 from grm_ray.runtime.timeline import Timeline, traced
 from grm_ray.workers import rules
@@ -63,15 +63,16 @@ class Scorer:
     def start(self) -> list[str]:
         """Load the models; returns the fingerprint of each one's weights and contract: the reward
         models in their order, then the true reward, if that is a model."""
-        self._readers = [self._read(folder) for folder in self._folders]
+        self._models = RewardReaders(self._read(folder) for folder in self._folders)
+        readers = self._models.readers
         self._judge = self._program = None
         if self._true_reward is not None and registry.is_path(self._true_reward):
             self._judge = self._read(self._true_reward)
         elif self._true_reward is not None:
             self._program = registry.resolve("true reward", self._true_reward)
-        self._fingerprint = " ".join(reader.fingerprint for reader in self._readers)
+        self._fingerprint = " ".join(reader.fingerprint for reader in readers)
         judges = [] if self._judge is None else [self._judge]
-        return [reader.fingerprint for reader in (*self._readers, *judges)]
+        return [reader.fingerprint for reader in (*readers, *judges)]
 
     def score(self, rollouts: pa.Table) -> pa.Table:
         """`SCORES` of a `ROLLOUTS` batch, in its order; NaN where a model's template refuses."""
@@ -81,13 +82,13 @@ class Scorer:
     @traced
     def judge(self, texts: pa.Table) -> np.ndarray:
         """Scores of `TEXTS` (`drivers.scoring`) by the first model: `RewardReader.judge`."""
-        return self._readers[0].judge(texts)
+        return self._models.readers[0].judge(texts)
 
     def _scores(self, rollouts: pa.Table) -> pa.Table:
-        if self._by_member:
-            scores_BK = np.hstack([reader.member_scores(rollouts) for reader in self._readers])
-        else:
-            scores_BK = np.stack([reader.score(rollouts) for reader in self._readers], axis=1)
+        scores = self._models.member_scores(rollouts)
+        if not self._by_member:
+            scores = [members_BK.mean(axis=1, keepdims=True) for members_BK in scores]
+        scores_BK = np.hstack(scores)
         prompts, answers = (rollouts[name].to_pylist() for name in ("prompt", "response"))
         ruled_BR = rules.values(self._rules, prompts, answers)
         true: np.ndarray | list[float | None] = [None] * len(answers)

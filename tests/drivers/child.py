@@ -16,6 +16,15 @@ if name == "refused":
 if name == "broken":
     print("error: no such thing as this")
     sys.exit(1)
+if name.startswith("meets-"):
+    config.with_suffix(".here").touch()
+    deadline = time.monotonic() + 60
+    while len(list(config.parent.glob("meets-*.here"))) < 2:
+        if time.monotonic() > deadline:
+            sys.exit(1)
+        time.sleep(0.05)
+if name == "slow":
+    time.sleep(2)
 if name == "waits":
     heard = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -14,6 +14,7 @@ from grm_ray.config.load import ConfigError
 from grm_ray.data.tables import ROLLOUTS, SCORES
 from grm_ray.drivers import best_of_n_shards as shards
 from grm_ray.drivers.best_of_n import MADE_WITH, check_resumable
+from grm_ray.drivers.best_of_n_ensembles import check_ensembles
 from grm_ray.drivers.best_of_n_figures import figures
 from grm_ray.drivers.best_of_n_shards import LeftOut, Shard
 from grm_ray.reporting.best_of_n import html, write_best_of_n
@@ -300,3 +301,59 @@ def test_a_scorers_answer_has_a_column_a_proxy():
     assert found.column_names == ["uid", "score_x", "score_y", "true_reward"]
     assert found["score_x"].to_pylist() == [1.0, 3.0] and found["score_y"][0].as_py() == 2.0
     assert math.isnan(found["score_y"][1].as_py()) and found["score_y"].type == pa.float32()
+
+
+def test_an_ensemble_chooses_by_what_its_members_say_on_one_scale(run):
+    folder, columns = run
+    both = {"both": {"members": ["good", "bad"], "aggregate": "wco"}}
+    left_out = LeftOut(folder / "quarantine.jsonl")
+    found = figures(config(ensembles=both, ns=[2]), shards.finished(folder), left_out)
+    scores = [columns[f"score_{name}"].astype(float) for name in ("good", "bad")]
+    joined = np.min([(s - s.mean()) / s.std() for s in scores], axis=0)
+    true = columns["true_reward"].astype(float)
+    mean = found["proxies"]["both"]["true"][1]["mean"]
+    expected = [brute_force(*row, 2) for row in zip(joined, true, strict=True)]
+    assert mean == pytest.approx(np.mean(expected), abs=1e-6)
+    assert found["proxies"]["both"]["path"] == "wco of good, bad"
+    assert "both" in html({**found, "name": "bon"})
+
+
+def test_a_member_without_an_opinion_is_refused(run):
+    folder, _ = run
+    for file in shards.finished(folder):
+        table = pq.read_table(file)
+        if not len(table):
+            continue  # a shard whose prompts were all left out
+        at = table.column_names.index("score_bad")
+        same = pa.array(np.ones(len(table), np.float32))
+        pq.write_table(table.set_column(at, "score_bad", same), file)
+    both = {"both": {"members": ["good", "bad"]}}
+    with pytest.raises(ConfigError, match=r"proxies\.bad: one score for all answers"):
+        figures(config(ensembles=both), shards.finished(folder), LeftOut(folder / "q.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "words"),
+    [
+        ({"good": {"members": ["good", "bad"]}}, "'good' is the name of a proxy already"),
+        ({"both": {"members": ["good", "ugly"]}}, r"\['ugly'\] are not in proxies"),
+        ({"both": {"members": ["good", "good"]}}, "a proxy stands twice"),
+    ],
+)
+def test_ensembles_are_of_proxies(ensemble, words):
+    with pytest.raises(ValueError, match=words):
+        config(ensembles=ensemble)
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "words"),
+    [
+        ("minimum", "ensembles.both.aggregate.*minimum|unknown aggregate 'minimum'"),
+        ({"name": "uwo", "wait": 1}, r"ensembles\.both\.aggregate \(uwo\): no parameter 'wait'"),
+        ({"name": "cvar", "tau": 0}, r"ensembles\.both\.aggregate: tau must be above 0"),
+    ],
+)
+def test_an_ensemble_is_checked_beforehand(aggregate, words):
+    both = {"both": {"members": ["good", "bad"], "aggregate": aggregate}}
+    with pytest.raises(ConfigError, match=words):
+        check_ensembles(config(ensembles=both))

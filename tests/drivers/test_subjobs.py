@@ -128,3 +128,22 @@ def test_a_folder_that_cannot_be_written_is_the_user_s_to_mend(tmp_path):
     (tmp_path / "runs").write_text("")
     with pytest.raises(ConfigError, match="runs/study: (Not a directory|File exists)"):
         subjobs.open_folder(tmp_path / "runs" / "study")
+
+
+def several(tmp_path, *names):
+    return [subjobs.Call(CHILD, Job(name=n), tmp_path / f"{n}.yaml", False) for n in names]
+
+
+def test_jobs_run_beside_one_another(tmp_path):
+    """Each of the two waits for the other to have begun."""
+    asked = several(tmp_path, "meets-one", "meets-two")
+    done = [call.job.name for call in subjobs.calls(asked, at_once=2)]
+    assert sorted(done) == ["meets-one", "meets-two"]
+
+
+def test_after_a_failure_what_runs_goes_on_and_nothing_begins(tmp_path):
+    done = []
+    with pytest.raises(RuntimeError, match="no such thing as this"):
+        for call in subjobs.calls(several(tmp_path, "broken", "slow", "never"), at_once=2):
+            done.append(call.job.name)
+    assert done == ["slow"] and not (tmp_path / "never.yaml").exists()

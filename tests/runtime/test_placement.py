@@ -4,7 +4,15 @@ import pytest
 
 from grm_ray.config.load import ConfigError
 from grm_ray.config.schema import Workers
-from grm_ray.runtime.placement import Node, bundles, declared, fit, places, resources
+from grm_ray.runtime.placement import (
+    Node,
+    bundles,
+    declared,
+    fit,
+    most_at_once,
+    places,
+    resources,
+)
 
 
 def test_fractions_of_cpus_share_a_small_node():
@@ -81,3 +89,16 @@ def test_workers_that_share_devices_are_reserved_together():
     assert placed[wanted[0]] == placed[wanted[2]] and placed[wanted[1]] == placed[wanted[3]]
     with pytest.raises(ConfigError, match="No room for: learner 1: .*, rollout 1"):
         fit(wanted, [Node("x", 4, 1), Node("y", 1, 2)])  # one CPU too few for two
+
+
+def test_as_many_jobs_beside_one_another_as_have_room():
+    wanted = bundles({"a": Workers(count=2, cpus=1, gpus=1), "b": Workers(count=1, cpus=1)})
+    assert most_at_once(wanted, [Node("x", 16, 8), Node("y", 16, 3)]) == 5  # 11 GPUs
+    assert most_at_once(wanted, [Node("x", 7, 8)]) == 2  # 7 CPUs
+    assert most_at_once(wanted, [Node("x", 16, 0)]) == 0
+    assert most_at_once(bundles({"a": Workers(cpus=1)}), [Node("x", 9999, 0)], most=3) == 3
+
+
+def test_jobs_that_share_devices_do_not_share_them_with_other_jobs():
+    parts = {"a": Workers(cpus=1, gpus=0.5), "b": Workers(cpus=1, gpus=0.5)}
+    assert most_at_once(bundles(parts, ("a", "b")), [Node("x", 16, 2)]) == 2

@@ -73,3 +73,23 @@ def test_without_a_gain_to_speak_of_there_is_a_reason_and_no_bounds(means, promp
 def test_wrong_input_is_refused(values, baseline, more):
     with pytest.raises(ValueError, match="values and baseline|level between"):
         bootstrap_kept(values, baseline, **more)
+
+
+def test_repetitions_are_averaged_and_drawn():
+    one = rewards([0.5, 1.0, 0.4])
+    alone = bootstrap_kept(one, np.zeros(200))
+    twice = bootstrap_kept(np.stack([one, one]), np.zeros((2, 200)))
+    assert twice.share.mean == pytest.approx(alone.share.mean)
+    assert (twice.share.low, twice.share.high) == pytest.approx(
+        (alone.share.low, alone.share.high), abs=0.02
+    )
+    # Seeds that differ add their scatter to that of the prompts.
+    apart = np.stack([rewards([0.5, 1.0, end], seed=i) for i, end in enumerate((0.1, 0.4, 0.7))])
+    found = bootstrap_kept(apart, np.zeros((3, 200)))
+    assert found.share.mean == pytest.approx(0.4)
+    assert found.share.high - found.share.low > 2 * (alone.share.high - alone.share.low)
+
+
+def test_repetitions_have_a_baseline_each():
+    with pytest.raises(ValueError, match=r"not \(2, 3, 200\) and \(200,\)"):
+        bootstrap_kept(np.ones((2, 3, 200)), np.zeros(200))

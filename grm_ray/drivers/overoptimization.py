@@ -1,0 +1,181 @@
+"""The over-optimisation study: label, train reward models, search them, and tell what came of it.
+
+Each cell is a job in a process of its own; as many run beside one another as have room. Its result
+is one JSON file, named by the hash of all that it depends on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from grm_ray.config.load import dump
+from grm_ray.config.overoptimization import OveroptimizationJob
+from grm_ray.data.sources import Quarantine
+from grm_ray.drivers import overoptimization_labels as labels
+from grm_ray.drivers import overoptimization_plan as plan
+from grm_ray.drivers import subjobs
+from grm_ray.drivers.best_of_n import MADE_WITH
+from grm_ray.drivers.checks import bundles_of, check
+from grm_ray.drivers.job_key import Keys
+from grm_ray.drivers.overoptimization_figures import figures
+from grm_ray.drivers.overoptimization_plan import Cell, result_of
+from grm_ray.drivers.reward_model import DONE
+from grm_ray.reporting.document import put
+from grm_ray.reporting.overoptimization_study import RESULT, write_overoptimization
+from grm_ray.runtime import cluster
+from grm_ray.runtime.placement import Node, most_at_once
+from grm_ray.runtime.snapshot import Snapshots
+
+
+def run(config: OveroptimizationJob, resume: bool = False) -> Path:
+    """Compute what has no result yet; `overoptimization.json` and the page grow part by part.
+
+    A study always goes on where it stopped: `resume` changes nothing.
+
+    Raises:
+        ConfigError: a cell's config, a model or a set is wrong, and nothing was started; or a
+            cell's job finds such a thing.
+    """
+    check(config)
+    folder = Path(config.runs).expanduser().resolve() / config.name
+    subjobs.open_folder(folder)
+    for part in ("cells", "labels"):
+        (folder / part).mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+    quarantine, keys, truth = Quarantine(), Keys(), labels.identity(config)
+    labelled = labels.label(config, folder / "labels", quarantine)
+    if quarantine.rows:
+        quarantine.write(folder / "quarantine.jsonl")
+    nodes = cluster.available()
+    trained = plan.reward_models(config, labelled, folder, keys)
+    models = {name: cell.key for name, cell in trained.items()}
+    policies = plan.policies(config, models, truth, folder, keys)
+    _make(_open_models(config, folder, trained), config, folder, nodes)
+    _tell(config, folder, trained, policies)
+    _make(plan.best_of_n(config, models, truth, folder, keys), config, folder, nodes)
+    _tell(config, folder, trained, policies)
+    wanted = [cell for (noise, proxy, _), cell in policies.items() if config.wants(noise, proxy)]
+    _make(wanted, config, folder, nodes)
+    return _tell(config, folder, trained, policies)
+
+
+def _open_models(
+    config: OveroptimizationJob, folder: Path, trained: dict[tuple[str, str, int], Cell]
+) -> list[Cell]:
+    """The reward models that are wanted. Without the weights that later cells read, one has no
+    result."""
+    wanted = {
+        (noise, proxy.trained)
+        for noise in config.flips
+        for name, proxy in config.proxies.items()
+        if config.wants(noise, name)
+    }
+    cells = [cell for (noise, model, _), cell in trained.items() if (noise, model) in wanted]
+    for cell in cells:
+        if not (folder / "cells" / cell.key / "model").is_dir():
+            result_of(folder, cell.key).unlink(missing_ok=True)
+    return cells
+
+
+def _make(
+    cells: Sequence[Cell], config: OveroptimizationJob, folder: Path, nodes: Sequence[Node]
+) -> None:
+    """Run the cells that have no result."""
+    there = [cell for cell in cells if result_of(folder, cell.key).is_file()]
+    for cell in there:
+        print(f"{cell.name}: has its result ({cell.key})", flush=True)
+    todo = [cell for cell in cells if cell not in there]
+    if not todo:
+        return
+    room = most_at_once(bundles_of(todo[0].job), nodes)
+    at_once = room if config.at_once is None else min(room, config.at_once)
+    began, of_file = {}, {}
+
+    def begun() -> Iterator[subjobs.Call]:
+        for number, cell in enumerate(todo, start=len(there) + 1):
+            print(f"{cell.name}: begins, {number} of {len(cells)} ({cell.key})", flush=True)
+            wanted = subjobs.Call(
+                cell.module, cell.job, folder / "cells" / f"{cell.key}.yaml", _resumable(cell)
+            )
+            of_file[wanted.file], began[wanted.file] = cell, time.time()
+            if _is_done(cell):
+                _finish(cell, folder, 0.0)
+            else:
+                yield wanted
+
+    for ended in subjobs.calls(begun(), max(1, at_once)):
+        _finish(of_file[ended.file], folder, time.time() - began[ended.file])
+
+
+def _run_folder(cell: Cell) -> Path:
+    return Path(cell.job.runs) / cell.job.name
+
+
+def _is_done(cell: Cell) -> bool:
+    """Whether the training ended well before it could be said."""
+    return cell.job.job == "rm" and (_run_folder(cell) / DONE).is_file()
+
+
+def _resumable(cell: Cell) -> bool:
+    run_folder = _run_folder(cell)
+    if cell.job.job == "bon":
+        return (run_folder / MADE_WITH).is_file()
+    return Snapshots(run_folder / "checkpoints", 1).latest() is not None
+
+
+def _finish(cell: Cell, folder: Path, seconds: float) -> None:
+    """Write a cell's result, and drop what nobody reads again: checkpoints, policies."""
+    run_folder = _run_folder(cell)
+    subjobs.clear(run_folder)
+    result: dict[str, Any] = {
+        "about": cell.about,
+        "config": cell.job.model_dump(mode="json", exclude={"name", "runs"}),
+        "seconds": round(seconds, 1),
+    }
+    said = f"{seconds:.0f} s"
+    if cell.job.job != "bon":
+        lines = (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        result["last_metrics"] = last = json.loads(lines[-1])
+        if cell.job.job == "rm":
+            said = f"accuracy {100 * last['eval/accuracy']:.1f} %, {said}"
+        else:
+            said = f"true reward {last['eval/true_reward']:.3f}, {said}"
+            shutil.rmtree(run_folder / "model", ignore_errors=True)
+        shutil.rmtree(run_folder / "checkpoints", ignore_errors=True)
+    put(result_of(folder, cell.key), json.dumps(result, indent=1) + "\n")
+    print(f"{cell.name}: {said}", flush=True)
+
+
+def _tell(
+    config: OveroptimizationJob,
+    folder: Path,
+    trained: dict[tuple[str, str, int], Cell],
+    policies: dict[tuple[str, str, int], Cell],
+) -> Path:
+    """The figures and the page of all that is finished."""
+    result = figures(config, folder, trained, policies)
+    put(folder / RESULT, json.dumps(result, indent=1) + "\n")
+    return write_overoptimization(result, folder)
+
+
+def check_study(config: OveroptimizationJob, elsewhere: bool) -> Iterator[tuple[str, Any, bool]]:
+    """(where, job, whether its reward models are not there yet) of every kind of cell.
+
+    Raises:
+        ConfigError: a config or the true reward is wrong.
+    """
+    folder, keys = Path(config.runs).expanduser().resolve() / config.name, Keys()
+    truth = "not looked at" if elsewhere else labels.identity(config)
+    trained = plan.reward_models(config, None, folder, keys)
+    models = {name: cell.key for name, cell in trained.items()}
+    for cell in trained.values():
+        yield cell.name, cell.job, False
+    for cell in plan.best_of_n(config, models, truth, folder, keys):
+        yield cell.name, cell.job, True
+    for cell in plan.policies(config, models, truth, folder, keys).values():
+        yield cell.name, cell.job, True

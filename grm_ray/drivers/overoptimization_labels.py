@@ -1,0 +1,138 @@
+"""Labels by a true reward: which of two answers it prefers, and by how much."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from grm_ray.config import registry
+from grm_ray.config.load import ConfigError
+from grm_ray.config.overoptimization import OveroptimizationJob
+from grm_ray.config.schema import Source
+from grm_ray.data import files, sources
+from grm_ray.data.records import Contest
+from grm_ray.data.sources import Quarantine
+from grm_ray.drivers import scoring, subjobs
+from grm_ray.drivers.job_key import precision
+from grm_ray.models.checkpoint import check_reward_model
+from grm_ray.reporting.document import put
+
+
+def identity(config: OveroptimizationJob) -> str:
+    """Of the true reward: a model's fingerprint, or a program's module, whose text counts."""
+    name = config.true_reward
+    if registry.is_path(name):
+        return check_reward_model(name)["fingerprint"]
+    program = registry.resolve("true reward", name)
+    try:
+        text = inspect.getsource(inspect.getmodule(program) or program)
+    except (OSError, TypeError):
+        text = ""  # no source to read: the name must do
+    return hashlib.sha256(f"{name}\n{text}".encode()).hexdigest()
+
+
+def label(config: OveroptimizationJob, folder: Path, quarantine: Quarantine) -> dict[str, Path]:
+    """`train` and `test` -> a file of pairs in TRL's format, made once.
+
+    `chosen` is what the true reward prefers, `margin` by how much.
+
+    Raises:
+        ConfigError: a source or the true reward cannot be used, or no pair is left.
+    """
+    truth = identity(config)
+    return {
+        name: _labelled(config, name, source, truth, folder, quarantine)
+        for name, source in (("train", config.data.train), ("test", config.data.test))
+    }
+
+
+def _labelled(
+    config: OveroptimizationJob,
+    name: str,
+    source: Source,
+    truth: str,
+    folder: Path,
+    quarantine: Quarantine,
+) -> Path:
+    settings = source.model_dump(mode="json", exclude_defaults=True, exclude={"path"})
+    dtype = precision(config.scoring.dtype, config.judges)
+    made_from = [settings, files.digest(source), truth, config.seed, dtype]
+    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+    target = folder / f"{name}-{key}.jsonl"
+    if target.is_file():
+        return target
+    contests = list(sources.contests(source, quarantine, config.seed))
+    rows = []
+    found = _scores(config, name, source, contests, folder, key)
+    for contest, scores in zip(contests, found, strict=True):
+        row = _row(contest, *scores)
+        if isinstance(row, str):
+            quarantine.add(source.path, 0, row, contest.prompt_id)
+        else:
+            rows.append(row)
+    if not rows:
+        raise ConfigError(f"data.{name}: {source.path}: the true reward orders no pair of answers")
+    put(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return target
+
+
+def _row(contest: Contest, chosen: float, rejected: float) -> dict[str, Any] | str:
+    """A labelled pair, or why there is none."""
+    if not (chosen == chosen and rejected == rejected):
+        return "no true reward: refused by a chat template"
+    if chosen == rejected:
+        return "the true reward tells the answers not apart"
+    answers = [contest.chosen[0], contest.rejected[0]]
+    better, worse = answers if chosen > rejected else reversed(answers)
+    return {
+        "prompt": [{"role": role, "content": content} for role, content in contest.prompt],
+        "chosen": better,
+        "rejected": worse,
+        "margin": abs(chosen - rejected),
+    }
+
+
+def _scores(
+    config: OveroptimizationJob,
+    name: str,
+    source: Source,
+    contests: list[Contest],
+    folder: Path,
+    key: str,
+) -> Iterator[tuple[float, float]]:
+    """The true reward of each contest's first chosen and first rejected answer."""
+    for contest in contests:
+        if not isinstance(contest.chosen[0], str) or not isinstance(contest.rejected[0], str):
+            raise ConfigError(f"data.{name}: {source.path}: dialogues that differ before their end")
+    if registry.is_path(config.true_reward):
+        yield from _by_model(config, name, source, folder / f"{name}-{key}")
+        return
+    program = registry.resolve("true reward", config.true_reward)
+    for contest in contests:
+        prompt = contest.prompt[-1][1]  # as PPO and best-of-n ask a program
+        chosen, rejected = (program(prompt, a[0]) for a in (contest.chosen, contest.rejected))
+        yield float(chosen), float(rejected)
+
+
+def _by_model(
+    config: OveroptimizationJob, name: str, source: Source, folder: Path
+) -> Iterator[tuple[float, float]]:
+    """By a job of its own, which is gone on with; its scores come in the order of the contests."""
+    judged = subjobs.judge(
+        Path(config.true_reward),
+        {name: source},
+        config.scoring,
+        config.judges,
+        folder,
+        like=config,
+    )
+    (file,) = (judged / "scores" / "model").glob(f"{name}-*.parquet")
+    found: dict[int, dict[bool, float]] = {}
+    for row in scoring.read(file).to_pylist():
+        found.setdefault(row["contest"], {}).setdefault(row["chosen"], row["score"])
+    for number in sorted(found):
+        yield found[number][True], found[number][False]

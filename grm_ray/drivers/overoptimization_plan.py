@@ -1,0 +1,219 @@
+"""The cells of an over-optimisation study: which jobs there are, and what each one's name is.
+
+A cell is one job in a process of its own. Its name is the hash of all that its result depends on,
+so that what is finished stays finished, whatever is added to the study.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from grm_ray.config.best_of_n import BestOfNJob
+from grm_ray.config.load import ConfigError, apply, validate
+from grm_ray.config.overoptimization import OveroptimizationJob, Proxy
+from grm_ray.config.ppo import PpoJob
+from grm_ray.config.reward_model import RewardModelJob
+from grm_ray.config.schema import Job
+from grm_ray.drivers.job_key import Keys
+
+MODULES = {"rm": "grm_ray.rm", "bon": "grm_ray.bon", "ppo": "grm_ray.ppo"}
+# Reward models go by their keys once these are known; before, only by their names.
+Models = Mapping[tuple[str, str, int], str]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One job.
+
+    Attributes:
+        name: what it is of, for people: noise, model or proxy, seed.
+        about: the same as plain data, which its result begins with.
+    """
+
+    name: str
+    job: Job
+    key: str
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def module(self) -> str:
+        return MODULES[self.job.job]
+
+
+def named(cell: Cell, folder: Path) -> Cell:
+    """The same, its run in `folder/cells` under its key."""
+    place = {"name": cell.key, "runs": str(folder / "cells")}
+    return Cell(cell.name, cell.job.model_copy(update=place), cell.key, cell.about)
+
+
+def result_of(folder: Path, key: str) -> Path:
+    """The file of a finished cell."""
+    return folder / "cells" / f"{key}.json"
+
+
+def reward_models(
+    config: OveroptimizationJob, labels: Mapping[str, Path] | None, folder: Path, keys: Keys
+) -> dict[tuple[str, str, int], Cell]:
+    """(noise, model, seed) -> the training of each reward model that a proxy is made of.
+
+    Args:
+        labels: files of `train` and `test`; None: not made yet, and the sources' own labels stand
+            for them.
+
+    Raises:
+        ConfigError: a config or a file is wrong.
+    """
+    used = {proxy.trained for proxy in config.proxies.values()}
+    train, test = _sources(config, labels)
+    found = {}
+    for noise, flip in config.flips.items():
+        for model, changes in config.models.items():
+            if model not in used:
+                continue
+            for seed in config.seeds:
+                raw = _changed(config.reward_model, changes)
+                apply(raw, "data.train", {**train, "flip": flip})
+                apply(raw, "data.eval", test)
+                raw |= {"name": "cell", "seed": seed, "tracking": []}
+                raw["timeout_s"] = config.timeout_s
+                job = validate(RewardModelJob, raw, f"models.{model}")
+                if labels is None:
+                    key = hashlib.sha256(f"{noise}/{model}/{seed}".encode()).hexdigest()[:16]
+                else:
+                    key = keys.of(job)
+                about = {"part": "reward model", "noise": noise, "model": model, "seed": seed}
+                cell = Cell(f"{noise}/{model}/{seed}", job, key, about)
+                found[noise, model, seed] = named(cell, folder)
+    _refuse_twins(found)
+    return found
+
+
+def best_of_n(
+    config: OveroptimizationJob, models: Models, truth: str, folder: Path, keys: Keys
+) -> list[Cell]:
+    """One job a noise: all reward models choose among the same answers.
+
+    Reward models that a finished cell has scored are not scored again. One that came later has
+    answers of its own, and brings along those that it is in an ensemble with.
+    """
+    if config.best_of_n is None:
+        return []
+    found = []
+    for noise in config.flips:
+        search = keys.of_policy(_best_of_n_job(config, {"none": "none"}), truth)
+        wanted = [proxy for name, proxy in config.proxies.items() if config.wants(noise, name)]
+        used = {proxy.trained for proxy in wanted}
+        needed = {key: f"{m}_{s}" for (n, m, s), key in models.items() if n == noise and m in used}
+        together = [
+            {key for (n, m, _), key in models.items() if (n, m) == (noise, proxy.ensemble_of)}
+            for proxy in wanted
+            if proxy.ensemble_of is not None
+        ]
+        there = scored(folder, search)
+        open_groups = [g for g in together if not any(g <= set(of) for of in there.values())]
+        covered = set().union(*there.values())
+        lacking = (set(needed) - covered).union(*open_groups)
+        if not lacking:
+            continue
+        proxies = {name: key for key, name in needed.items() if key in lacking}
+        job = _best_of_n_job(
+            config, {n: str(folder / "cells" / key / "model") for n, key in proxies.items()}
+        )
+        about = {"part": "best of n", "noise": noise, "search": search, "models": proxies}
+        key = hashlib.sha256(json.dumps([search, proxies]).encode()).hexdigest()[:16]
+        found.append(named(Cell(f"{noise}/best of n", job, key, about), folder))
+    return found
+
+
+def scored(folder: Path, search: str) -> dict[str, dict[str, str]]:
+    """Key of each finished best-of-n cell of this search -> (key of a reward model -> its name)."""
+    found = {}
+    for file in sorted((folder / "cells").glob("*.json")):
+        about = json.loads(file.read_text(encoding="utf-8"))["about"]
+        if about.get("search") == search:
+            found[file.stem] = {key: name for name, key in about["models"].items()}
+    return found
+
+
+def policies(
+    config: OveroptimizationJob, models: Models, truth: str, folder: Path, keys: Keys
+) -> dict[tuple[str, str, int], Cell]:
+    """(noise, proxy, seed) -> each PPO run.
+
+    Raises:
+        ConfigError: a config or a file is wrong.
+    """
+    if config.ppo is None:
+        return {}
+    found = {}
+    for noise in config.flips:
+        for name, proxy in config.proxies.items():
+            for seed in config.seeds[: config.ppo_seeds]:
+                wanted = [seed] if proxy.model is not None else config.seeds
+                members = {s: models[noise, proxy.trained, s] for s in wanted}
+                folders = {s: str(folder / "cells" / k / "model") for s, k in members.items()}
+                raw = _ppo_config(config, proxy, folders, seed)
+                job = validate(PpoJob, raw, f"proxies.{name}")
+                if job.data.eval is None:
+                    raise ConfigError("ppo.data.eval: policies are compared on the same prompts")
+                about = {"part": "ppo", "noise": noise, "proxy": name, "seed": seed}
+                key = keys.of_policy(job, list(members.values()), truth)
+                cell = Cell(f"{noise}/{name}/{seed}", job, key, about)
+                found[noise, name, seed] = named(cell, folder)
+    _refuse_twins(found)
+    return found
+
+
+def _best_of_n_job(config: OveroptimizationJob, proxies: dict[str, str]) -> BestOfNJob:
+    raw = copy.deepcopy(config.best_of_n or {})
+    raw |= {"name": "cell", "seed": config.seed, "tracking": [], "timeout_s": config.timeout_s}
+    raw |= {"proxies": proxies, "true_reward": config.true_reward}
+    return validate(BestOfNJob, raw, "best_of_n")
+
+
+def _ppo_config(
+    config: OveroptimizationJob, proxy: Proxy, folders: dict[int, str], seed: int
+) -> dict[str, Any]:
+    raw = _changed(config.ppo or {}, proxy.ppo)
+    raw |= {"name": "cell", "seed": seed, "tracking": [], "timeout_s": config.timeout_s}
+    apply(raw, "reward.true_reward", config.true_reward)
+    if proxy.model is not None:
+        apply(raw, "reward.path", folders[seed])
+    else:
+        apply(raw, "reward.members", {f"s{s}": path for s, path in folders.items()})
+        aggregate = proxy.aggregate
+        apply(raw, "reward.aggregate", {"name": aggregate.name, **aggregate.parameters})
+    return raw
+
+
+def _changed(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    raw = copy.deepcopy(base)
+    for path, value in changes.items():
+        apply(raw, path, copy.deepcopy(value))
+    return raw
+
+
+def _sources(
+    config: OveroptimizationJob, labels: Mapping[str, Path] | None
+) -> Iterator[dict[str, Any]]:
+    """Of the training and the test pairs."""
+    for name, source in (("train", config.data.train), ("test", config.data.test)):
+        if labels is None:
+            yield source.model_dump(mode="json", exclude_defaults=True)
+        else:
+            yield {"path": str(labels[name])}
+
+
+def _refuse_twins(cells: Mapping[tuple[str, str, int], Cell]) -> None:
+    """Two cells of one key would be one result under two names."""
+    first: dict[str, str] = {}
+    for cell in cells.values():
+        other = first.setdefault(cell.key, cell.name)
+        if other != cell.name:
+            raise ConfigError(f"{other} and {cell.name} are the same job: take one of them out")

@@ -1,0 +1,252 @@
+"""The over-optimisation study: its labels, what makes a cell another, what is not done again."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from grm_ray.config.load import ConfigError
+from grm_ray.config.overoptimization import OveroptimizationJob
+from grm_ray.data.sources import Quarantine
+from grm_ray.drivers import overoptimization_figures as figures
+from grm_ray.drivers import overoptimization_labels as labels
+from grm_ray.drivers import overoptimization_plan as plan
+from grm_ray.drivers.checks import check
+from grm_ray.drivers.job_key import Keys
+from grm_ray.runtime.placement import Node
+from tests import judges
+from tests.conftest import rows
+
+TRUTH = "tests.judges:shorter"
+
+
+@pytest.fixture
+def given(tmp_path, tiny_model, tiny_data):
+    """Two models, an ensemble of the first, two seeds."""
+    model = {"path": str(tiny_model), "dtype": "float32"}
+    prompts = {"path": str(tiny_data["prompts"])}
+    pairs = {"path": str(tiny_data["pairs"])}
+    return {
+        "name": "study",
+        "runs": str(tmp_path / "runs"),
+        "true_reward": TRUTH,
+        "data": {"train": {**pairs, "limit": 32}, "test": pairs},
+        "flips": {"clean": 0.0, "noisy": 0.25},
+        "seeds": [0, 1],
+        "ppo_seeds": 1,
+        "reward_model": {
+            "model": model,
+            "loss": {"alpha": 0.0},
+            "data": {"max_length": 64},
+            "workers": {"count": 1, "cpus": 1},
+        },
+        "models": {"bt": {}, "grm": {"loss.alpha": 0.1, "loss.regularizer": "sft"}},
+        "proxies": {
+            "bt": {"model": "bt"},
+            "wco": {"ensemble_of": "bt", "aggregate": "wco"},
+            "grm": {"model": "grm"},
+        },
+        "baseline": "bt",
+        "best_of_n": {
+            "policy": model,
+            "data": {"prompts": prompts, "max_prompt_length": 40},
+            "rollout": {"samples_per_prompt": 4, "max_new_tokens": 12},
+        },
+        "ppo": {
+            "policy": model,
+            "data": {"train": prompts, "eval": {**prompts, "limit": 6}, "max_prompt_length": 40},
+            "rollout": {"max_new_tokens": 12},
+            "ppo": {"steps": 2},
+        },
+    }
+
+
+def planned(given, tmp_path, truth="truth"):
+    """(models, best of n, policies) as the driver plans them, labels made."""
+    config = OveroptimizationJob(**given)
+    folder = tmp_path / "study"
+    for part in ("cells", "labels"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    made = labels.label(config, folder / "labels", Quarantine())
+    keys = Keys()
+    trained = plan.reward_models(config, made, folder, keys)
+    models = {name: cell.key for name, cell in trained.items()}
+    return (
+        trained,
+        plan.best_of_n(config, models, truth, folder, keys),
+        plan.policies(config, models, truth, folder, keys),
+    )
+
+
+def finish(folder, cell):
+    plan.result_of(folder, cell.key).write_text(json.dumps({"about": cell.about}))
+
+
+def test_the_true_reward_says_which_answer_is_better(given, tmp_path):
+    config = OveroptimizationJob(**given)
+    made = labels.label(config, tmp_path, Quarantine())
+    assert 20 < len(rows(made["train"])) <= 32  # less those that are alike to the true reward
+    for row in rows(made["test"]):
+        prompt = row["prompt"][-1]["content"]
+        better, worse = (judges.shorter(prompt, row[k]) for k in ("chosen", "rejected"))
+        assert better > worse and row["margin"] == pytest.approx(better - worse)
+    written = made["train"].stat().st_mtime_ns
+    assert labels.label(config, tmp_path, Quarantine()) == made
+    assert made["train"].stat().st_mtime_ns == written
+
+
+def test_pairs_that_the_true_reward_does_not_tell_apart_are_set_aside(given, tmp_path):
+    own = tmp_path / "pairs.jsonl"
+    pairs = [("a cat", "a dog"), ("no", "yes it is")]
+    own.write_text(
+        "".join(json.dumps({"prompt": "?", "chosen": c, "rejected": r}) + "\n" for c, r in pairs)
+    )
+    given["data"] = {"train": {"path": str(own)}, "test": {"path": str(own)}}
+    quarantine = Quarantine()
+    made = labels.label(OveroptimizationJob(**given), tmp_path, quarantine)
+    assert [row["chosen"] for row in rows(made["train"])] == ["no"]
+    assert quarantine.counts() == {"the true reward tells the answers not apart": 2}  # of two files
+
+
+def test_noise_models_and_seeds_are_cells_of_their_own(given, tmp_path):
+    trained, chosen, policies = planned(given, tmp_path)
+    assert len({cell.key for cell in trained.values()}) == 2 * 2 * 2
+    assert [cell.name for cell in chosen] == ["clean/best of n", "noisy/best of n"]
+    assert set(chosen[0].job.proxies) == {"bt_0", "bt_1", "grm_0", "grm_1"}
+    assert len({cell.key for cell in policies.values()}) == 2 * 3
+    job = policies["noisy", "wco", 0].job
+    assert set(job.reward.members) == {"s0", "s1"} and job.reward.aggregate.name == "wco"
+    assert policies["noisy", "bt", 0].job.reward.path == str(
+        Path(trained["noisy", "bt", 0].job.runs) / trained["noisy", "bt", 0].key / "model"
+    )
+    assert trained["noisy", "bt", 0].job.data.train[0].flip == 0.25
+    assert trained["noisy", "bt", 0].job.seed == 0 != trained["noisy", "bt", 1].job.seed
+
+
+def keys_of(planned):
+    trained, chosen, policies = planned
+    return {c.key for c in [*trained.values(), *chosen, *policies.values()]}
+
+
+def test_what_is_added_leaves_the_cells_that_were_there(given, tmp_path):
+    before = keys_of(planned(given, tmp_path))
+    more = copy.deepcopy(given)
+    more["proxies"]["uwo"] = {"ensemble_of": "bt", "aggregate": {"name": "uwo", "weight": 0.1}}
+    more["proxies"]["par"] = {"model": "grm", "ppo": {"reward.stages": ["par"]}}
+    more["name"], more["at_once"] = "other", 3
+    assert before < keys_of(planned(more, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "stay"),
+    [
+        ({"reward_model": {"training": {"epochs": 2}}}, (False, False)),
+        ({"ppo": {"ppo": {"steps": 3}}}, (True, False)),
+        ({"best_of_n": {"rollout": {"samples_per_prompt": 5}}}, (True, True)),
+    ],
+)
+def test_a_cell_changes_with_what_its_result_depends_on(given, tmp_path, change, stay):
+    before = planned(given, tmp_path)
+    (part, changes), *_ = change.items()
+    for section, keys in changes.items():
+        given[part].setdefault(section, {}).update(keys)
+    after = planned(given, tmp_path)
+    same = [
+        {c.key for c in before[i].values()} == {c.key for c in after[i].values()} for i in (0, 2)
+    ]
+    assert tuple(same) == stay
+    assert ({c.key for c in before[1]} == {c.key for c in after[1]}) == (part == "ppo")
+
+
+def test_another_true_reward_is_another_study(given, tmp_path):
+    before, after = planned(given, tmp_path), planned(given, tmp_path, "other truth")
+    assert not {c.key for c in before[1]} & {c.key for c in after[1]}
+    assert not {c.key for c in before[2].values()} & {c.key for c in after[2].values()}
+    given["true_reward"] = "tests.judges:longer"
+    trained = planned(given, tmp_path)[0]
+    assert not {c.key for c in trained.values()} & {c.key for c in before[0].values()}
+
+
+def test_only_what_no_finished_cell_has_scored_is_searched(given, tmp_path):
+    folder = tmp_path / "study"
+    part = copy.deepcopy(given)
+    part["only"] = ["noisy/bt"]
+    (first,) = planned(part, tmp_path)[1]
+    assert set(first.job.proxies) == {"bt_0", "bt_1"}
+    finish(folder, first)
+    assert planned(part, tmp_path)[1] == []
+    # The ensemble is of models that one cell has scored together.
+    part["only"] = ["noisy/*"]
+    (second,) = planned(part, tmp_path)[1]
+    assert set(second.job.proxies) == {"grm_0", "grm_1"}
+    finish(folder, second)
+    # An ensemble with a member that is not there yet takes all of its members along.
+    part["seeds"] = [0, 1, 2]
+    (third,) = planned(part, tmp_path)[1]
+    assert set(third.job.proxies) == {"bt_0", "bt_1", "bt_2", "grm_2"}
+
+
+def test_two_names_for_one_job_are_refused(given, tmp_path):
+    given["models"]["again"] = {"loss.alpha": 0.0}
+    given["proxies"]["again"] = {"model": "again"}
+    with pytest.raises(ConfigError, match="clean/bt/0 and clean/again/0 are the same job"):
+        planned(given, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"baseline": "nobody"}, r"baseline: no proxy 'nobody'"),
+        ({"seeds": [1, 1]}, "seeds: one stands twice"),
+        ({"ppo_seeds": 3}, "ppo_seeds: 3, but there are 2 seeds"),
+        ({"seeds": [4]}, r"proxies\.wco: an ensemble needs two seeds"),
+        ({"only": ["noisy/btt"]}, "only: 'noisy/btt' is none of"),
+        ({"proxies": {"bt": {"model": "xx"}}}, r"proxies\.bt: no model 'xx'"),
+        ({"proxies": {"bt": {"model": "bt", "aggregate": "wco"}}}, "goes with ensemble_of"),
+        ({"proxies": {"bt": {}}}, "give model .* or ensemble_of"),
+        ({"best_of_n": None, "ppo": None}, "give best_of_n, ppo, or both"),
+        ({"models": {"bt": {"seed": 3}, "grm": {}}}, r"models\.bt: seed and data are set"),
+        ({"ppo": {"reward": {"path": "x"}}}, r"ppo\.reward\.path is set by the study"),
+        ({"best_of_n": {"proxies": {}}}, r"best_of_n\.proxies is set by the study"),
+    ],
+)
+def test_a_study_that_makes_no_sense_is_refused(given, change, words):
+    with pytest.raises(ValueError, match=words):
+        OveroptimizationJob(**{**given, **change})
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "words"),
+    [
+        ("reward_model", "loss", {"alfa": 1}, r"models\.bt: unknown key 'loss\.alfa'"),
+        ("best_of_n", "ns", [9], "best_of_n: ns: 9 is more than the 4 answers"),
+        ("ppo", "rollot", {}, r"proxies\.bt: unknown key 'rollot'"),
+        ("ppo", "policy", {"path": "./nowhere"}, "model folder ./nowhere does not exist"),
+        ("reward_model", "workers", {"count": 9, "cpus": 1}, r"clean/bt/0: the workers ask for"),
+    ],
+)
+def test_every_kind_of_cell_is_checked_beforehand(given, part, key, value, words):
+    given[part][key] = value
+    with pytest.raises(ConfigError, match=words):
+        check(OveroptimizationJob(**given), [Node("here", 2, 0)])
+
+
+def test_held_out_prompts_are_the_same_for_all_policies(given):
+    del given["ppo"]["data"]["eval"]
+    with pytest.raises(ConfigError, match=r"ppo\.data\.eval: policies are compared"):
+        check(OveroptimizationJob(**given), [Node("here", 2, 0)])
+
+
+def test_proxies_are_compared_prompt_by_prompt():
+    rng = np.random.default_rng(0)
+    easy_P = rng.normal(0, 5, 60)
+    base_RP = easy_P + rng.normal(0, 0.1, (3, 60))
+    better = figures._versus(base_RP, base_RP + 0.2 + rng.normal(0, 0.1, (3, 60)), False)
+    assert 0.1 < better["low"] < better["mean"] < better["high"] < 0.3
+    # An ensemble has one repetition, and is compared with the baseline's mean one.
+    alone = figures._versus(base_RP, base_RP[:1] + 0.2, False)
+    assert alone["low"] < 0.2 < alone["high"] and alone["high"] - alone["low"] < 0.2
+    assert figures._versus(base_RP, base_RP, True) is None
+    assert figures._versus(base_RP[:, :50], base_RP, False) is None
