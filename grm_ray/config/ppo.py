@@ -69,26 +69,30 @@ class Evaluation(Section):
     `greedy`: beside the sampled answer, the most likely one too.
     `kl`: also measure how far the policy is from the reference (`ppo.kl`), on the sampled answers,
     which the learner reads for it: the axis of over-optimisation curves.
+    `canaries`: prompts whose right answer a pattern knows: rows with `prompt` and `matches`, a
+    regular expression that is to be found in the answer. The most likely answer is taken.
     """
 
     every: NonNegative = 0
     prompts: Positive = 48
     greedy: bool = False
     kl: bool = False
+    canaries: Source | None = None
 
 
 class Guard(Section):
     """What to do when the policy begins to fool its reward: on held-out prompts, `by` has got
     worse at each of `patience` evaluations in a row while the reward rose.
 
-    `by`: the true reward, or the disagreement of the reward's members. It counts as worse where the
+    `by`: the true reward (a held-out reward model may be it), the disagreement of the reward's
+    members, or the share of right answers to `evaluation.canaries`. It counts as worse where the
     interval of its change, prompt by prompt, leaves 0 out.
     `action`: `warn`; `lower`, which divides the weight of the rewards by `factor` as it multiplies
     that of the KL penalty by it; `stop`; or `roll_back`, which stops with the best policy
     (`checkpoint.best_by`), be it the one at the start.
     """
 
-    by: Literal["true_reward", "disagreement"] = "true_reward"
+    by: Literal["true_reward", "disagreement", "canary"] = "true_reward"
     patience: Positive = 2
     action: Literal["warn", "lower", "stop", "roll_back"] = "warn"
     factor: Annotated[float, Field(gt=1)] = 2.0
@@ -263,6 +267,8 @@ class PpoJob(Job):
             raise ValueError("guard: evaluation.every: 0 gives it nothing to watch")
         if guard.by == "true_reward" and self.reward.true_reward is None:
             raise ValueError("guard.by: true_reward needs reward.true_reward")
+        if guard.by == "canary" and self.evaluation.canaries is None:
+            raise ValueError("guard.by: canary needs evaluation.canaries")
         if guard.by == "disagreement" and self.reward.aggregate.name == "conjunction":
             raise ValueError("guard.by: members of a conjunction have no scale to disagree on")
         if guard.patience * self.evaluation.every > self.ppo.steps:

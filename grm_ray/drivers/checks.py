@@ -20,9 +20,10 @@ from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.config.schema import Job, Model, Source, Workers
 from grm_ray.data import sources
 from grm_ray.data.chat import ScoringContract
-from grm_ray.data.sources import Prompt
+from grm_ray.data.sources import Prompt, Quarantine
 from grm_ray.drivers import reward_stages
 from grm_ray.drivers.best_of_n_ensembles import check_ensembles
+from grm_ray.drivers.ppo_canaries import read_canaries
 from grm_ray.models import backbone
 from grm_ray.models.checkpoint import (
     check_reward_model,
@@ -228,6 +229,9 @@ def _ppo(config: PpoJob, plan: Plan, elsewhere: bool) -> None:
     _data(config.data.train, {"prompt"}, plan)
     if config.data.eval is not None:
         _data(config.data.eval, {"prompt"}, plan)
+    if config.evaluation.canaries is not None:
+        read_canaries(config.evaluation.canaries, Quarantine())
+        plan.reads.append(f"data {config.evaluation.canaries.path} (canaries)")
     for key, path in models.items():
         _scorer(config, key, path, plan, elsewhere)
     members = reward_stages.member_names(config.reward)

@@ -22,6 +22,7 @@ from grm_ray.data.sources import Prompt, Quarantine
 from grm_ray.drivers.checks import bundles_of, check, check_readable, readers
 from grm_ray.drivers.groups import fetch
 from grm_ray.drivers.ppo_ahead import Ahead
+from grm_ray.drivers.ppo_canaries import Canaries, Canary, read_canaries
 from grm_ray.drivers.ppo_guard import Watch
 from grm_ray.drivers.ppo_held_out import HeldOut, save_samples, true_rewards
 from grm_ray.drivers.ppo_prompts import fingerprint, read_prompts
@@ -58,8 +59,10 @@ def run(config: PpoJob, resume: bool = False) -> Path:
     check(config)
     quarantine = Quarantine()
     train, held_out = read_prompts(config, quarantine)
+    asked = config.evaluation.canaries
+    canaries = [] if asked is None else read_canaries(asked, quarantine)
     path = backbone.resolve(config.policy.path)
-    check_readable(config, path, [*train, *held_out])
+    check_readable(config, path, [*train, *held_out, *(c.prompt for c in canaries)])
     fingerprints = {
         key: check_reward_model(model)["fingerprint"] for key, model in readers(config).items()
     }
@@ -88,7 +91,7 @@ def run(config: PpoJob, resume: bool = False) -> Path:
             )
             driver = _Driver(config, folder, cast, snapshots, identity, table)
             try:
-                driver.prepare(train, held_out, path, quarantine, saved)
+                driver.prepare(train, held_out, canaries, path, quarantine, saved)
                 driver.train()
                 driver.finish()
             finally:
@@ -139,6 +142,7 @@ class _Driver:
         self,
         train: list[Prompt],
         held_out: list[Prompt],
+        canaries: list[Canary],
         path: str,
         quarantine: Quarantine,
         saved: tuple[Path, dict] | None,
@@ -150,15 +154,18 @@ class _Driver:
         encoder = start_encoder(
             path, config.policy.trust_remote_code, str(self._folder / "logs" / "encoder.log")
         )
-        tables = [
-            encoder.prompts.remote(prompts, data.max_prompt_length) for prompts in (train, held_out)
-        ]
+        sets = [train, held_out, *([[c.prompt for c in canaries]] if canaries else [])]
+        tables = [encoder.prompts.remote(prompts, data.max_prompt_length) for prompts in sets]
         del encoder
         self._cast.begin()
         self._prompts, self._ids = self._encoded(tables[0], data.train, quarantine)
         held_out_prompts = self._encoded(tables[1], data.eval or data.train, quarantine)
+        asked = None
+        if config.evaluation.canaries is not None:
+            encoded = self._encoded(tables[2], config.evaluation.canaries, quarantine)
+            asked = Canaries(canaries, self._cast, self._stream, self._folder, *encoded)
         self._held_out = HeldOut(
-            config, self._cast, self._stream, self._folder, *held_out_prompts, self._rewards
+            config, self._cast, self._stream, self._folder, *held_out_prompts, self._rewards, asked
         )
         quarantine.write(self._folder / "quarantine.jsonl")
         shown = ", ".join(f"{n} {reason}" for reason, n in quarantine.counts().items())

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import ray
 
 from grm_ray.config.ppo import PpoJob
+from grm_ray.drivers.ppo_canaries import Canaries
 from grm_ray.drivers.ppo_rewards import PolicyRewards
 from grm_ray.drivers.ppo_step import Gathering, Step
 from grm_ray.drivers.ppo_stream import Stream
@@ -30,7 +31,8 @@ class HeldOut:
         prompt_ids: of its rows.
 
     Attributes:
-        values: of the last sampled answers, prompt by prompt: true rewards, disagreement.
+        values: of the last sampled answers, prompt by prompt: true rewards, disagreement; of the
+            last answers to the canaries, whether they are right.
     """
 
     def __init__(
@@ -42,11 +44,12 @@ class HeldOut:
         prompts: Any,
         prompt_ids: list[str],
         rewards: PolicyRewards,
+        canaries: Canaries | None = None,
     ) -> None:
         self._config, self._cast, self._stream, self._folder = config, cast, stream, folder
         self._rewards = rewards
         self.values: dict[str, np.ndarray] = {}
-        self._prompts, self._ids = prompts, prompt_ids
+        self._prompts, self._ids, self._canaries = prompts, prompt_ids, canaries
 
     def evaluate(self, name: str, version: Version) -> dict[str, float]:
         """Figures of the answers, which go to `samples/<name>.parquet`.
@@ -57,6 +60,9 @@ class HeldOut:
         made = self._answer(name, version, "eval/", greedy=False)
         if self._config.evaluation.greedy:
             made |= self._answer(f"{name}-greedy", version, "eval/greedy_", greedy=True)
+        if self._canaries is not None:
+            figures, self.values["canary"] = self._canaries.evaluate(name, version)
+            made |= figures
         return made
 
     def _answer(self, name: str, version: Version, prefix: str, greedy: bool) -> dict[str, float]:

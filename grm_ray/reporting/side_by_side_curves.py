@@ -22,6 +22,7 @@ _HABITS = (
     ("eval/finished", "Held-out answers that end", "share of answers", False),
     ("eval/list_rate", "Held-out answers with a list", "share of answers", True),
     ("eval/repetition", "Repetition in held-out answers", "share of 4-grams", True),
+    ("eval/canary", "Canaries answered right", "share of canaries", True),
     ("eval/disagreement", "Disagreement of members, held-out", "standard deviation", True),
     ("reward/disagreement", "Disagreement of members, training", "standard deviation", True),
 )

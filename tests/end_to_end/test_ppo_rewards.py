@@ -30,6 +30,9 @@ def fresh_reward_model(base, folder, seed):
 @pytest.mark.timeout(900)
 def test_members_stages_and_the_watch(tmp_path, tiny_model, tiny_data):
     members = {n: fresh_reward_model(tiny_model, tmp_path / n, i) for i, n in enumerate("ab")}
+    canaries = tmp_path / "canaries.jsonl"
+    asked = [{"prompt": f"say {i}", "matches": "e" if i % 2 else "^$"} for i in range(4)]
+    canaries.write_text("".join(json.dumps(row) + "\n" for row in asked))
     changes = {
         "reward": {
             "members": members,
@@ -43,7 +46,12 @@ def test_members_stages_and_the_watch(tmp_path, tiny_model, tiny_data):
             "true_reward": "tests.judges:shorter",
         },
         "ppo": {"steps": 3, "estimator": "rloo", "optimizer": {"learning_rate": 1.0e-3}},
-        "evaluation": {"prompts": 6, "every": 1, "kl": True},
+        "evaluation": {
+            "prompts": 6,
+            "every": 1,
+            "kl": True,
+            "canaries": {"path": str(canaries)},
+        },
         "guard": {"by": "disagreement", "patience": 1, "action": "lower"},
         "checkpoint": {"every": 2},
     }
@@ -53,6 +61,11 @@ def test_members_stages_and_the_watch(tmp_path, tiny_model, tiny_data):
     run = tmp_path / "runs" / "ppo"
     before, *steps = rows(run / "metrics.jsonl")
     assert abs(before["eval/kl"]) < 1e-4 < abs(steps[-1]["eval/kl"])
+    right = pq.read_table(run / "samples" / "after-canaries.parquet").to_pylist()
+    assert len(right) == 4 and steps[-1]["eval/canary"] == sum(row["right"] for row in right) / 4
+    for row in right:
+        wanted = "e" in row["response"] if int(row["prompt"][-1]) % 2 else row["response"] == ""
+        assert row["right"] == wanted
     for metrics in steps:
         assert metrics["reward/disagreement"] > 0 and 0 <= metrics["reward/starc"] <= 1
         assert {"eval/list_rate", "eval/repetition", "eval/disagreement"} <= set(metrics)
