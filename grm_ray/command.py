@@ -18,7 +18,7 @@ from grm_ray.config.load import ConfigError, load
 J = TypeVar("J", bound=BaseModel)
 
 
-def main(schema: type[J], run: Callable[[J, bool], Path], description: str) -> NoReturn:
+def main(schema: type[J], run: Callable[[J, bool], Path | None], description: str) -> NoReturn:
     """Parse the arguments, run the job, leave with its exit code.
 
     0: done. 2: config or data is wrong (one message, no traceback). 1: anything else.
@@ -34,7 +34,8 @@ def main(schema: type[J], run: Callable[[J, bool], Path], description: str) -> N
                 raise ConfigError("--cluster FILE goes with --dry-run")
             signal.signal(signal.SIGTERM, _interrupt)
             report = run(config, arguments.resume)
-            print(f"report: {os.path.relpath(report)}")
+            if report is not None:
+                print(f"report: {os.path.relpath(report)}")
         code = 0
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

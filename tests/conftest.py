@@ -94,14 +94,14 @@ def tiny_data(tmp_path_factory) -> dict[str, Path]:
     return made
 
 
-def job(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen:
+def job(*arguments: str, cwd: Path, stdout=subprocess.PIPE, **environment: str) -> subprocess.Popen:
     """`python -m grm_ray.<job> ...` in a process of its own."""
     mark = uuid.uuid4().hex  # every process that the job starts inherits it
     process = subprocess.Popen(
         [sys.executable, "-m", *arguments],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), MARK: mark, **environment},
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.STDOUT,
         text=True,
         # A shell's background jobs ignore Ctrl-C, and so would what they start.

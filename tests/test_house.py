@@ -21,7 +21,8 @@ FLOORS = [
     "study",
     "config",
 ]
-JOBS = {"ppo", "rm", "bon", "evaluate", "run_study", "curate", "export", "report", "command"}
+JOBS = {"ppo", "rm", "bon", "evaluate", "run_study", "run_overoptimization", "curate", "serve"}
+JOBS |= {"export", "report", "command"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -79,13 +80,17 @@ def test_every_shipped_config_loads(path):
     from grm_ray.config.best_of_n import BestOfNJob
     from grm_ray.config.judging import CurateJob, EvaluateJob, StudyJob
     from grm_ray.config.load import load
+    from grm_ray.config.overoptimization import OveroptimizationJob
     from grm_ray.config.ppo import PpoJob
     from grm_ray.config.reward_model import RewardModelJob
+    from grm_ray.config.serve import ServeJob
     from grm_ray.runtime.placement import declared
 
     schemas = {"rm": RewardModelJob, "ppo": PpoJob, "evaluate": EvaluateJob}
-    schemas |= {"study": StudyJob, "curate": CurateJob, "bon": BestOfNJob}
+    schemas |= {"study": StudyJob, "curate": CurateJob, "bon": BestOfNJob, "serve": ServeJob}
     job = path.stem.split("_")[0]
+    if path.stem.startswith("study_overoptimization"):
+        schemas[job] = OveroptimizationJob
     if job == "cluster":
         assert declared(path)
     else:

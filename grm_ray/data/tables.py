@@ -69,6 +69,15 @@ SCORES = pa.schema(
     ]
 )
 
+# What others ask a score for: a conversation, or text that carries its template already.
+ASKED = pa.schema(
+    [
+        ("messages", pa.string()),  # the conversation before the answer, as JSON; null: plain text
+        ("prompt", pa.string()),  # of plain text; may be empty
+        ("response", pa.string()),
+    ]
+)
+
 # The learner's view of a row before the update; one value per response token.
 EVALUATIONS = pa.schema(
     [

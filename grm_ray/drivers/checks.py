@@ -18,6 +18,7 @@ from grm_ray.config.overoptimization import OveroptimizationJob
 from grm_ray.config.ppo import PpoJob
 from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.config.schema import Job, Model, Source, Workers
+from grm_ray.config.serve import ServeJob
 from grm_ray.data import sources
 from grm_ray.data.chat import ScoringContract
 from grm_ray.data.sources import Prompt, Quarantine
@@ -76,6 +77,8 @@ def roles(config: Job) -> dict[str, Workers]:
         return {"rollout": config.workers.rollout, "scorer": config.workers.scorer}
     if isinstance(config, EvaluateJob):
         return {"scorer": config.workers}
+    if isinstance(config, ServeJob):
+        return {"scorer": config.workers}
     return {"trainer": config.workers} if isinstance(config, RewardModelJob) else {}
 
 
@@ -109,6 +112,12 @@ def check(config: Job, cluster: list[Node] | None = None, elsewhere: bool = Fals
             for path in config.models.values():
                 _saved_model(path, config.scoring.trust_remote_code, plan)
             _sets(config.sets, plan)
+        elif isinstance(config, ServeJob):
+            for path in config.models.values():
+                _saved_model(path, config.trust_remote_code, plan)
+            reward_stages.aggregate("aggregate", config.aggregate)
+            if config.reference is not None:
+                _data(config.reference, PAIR, plan)
         elif isinstance(config, StudyJob):
             from grm_ray.drivers import study  # which checks what it runs: it imports this
 

@@ -69,9 +69,13 @@ class RewardReader:
         (scores,) = self._scores_by([self], rollouts)
         return scores
 
-    def _scores_by(self, readers: Sequence[RewardReader], rollouts: pa.Table) -> list[np.ndarray]:
-        """`member_scores` of readers that read the very tokens that this one does."""
-        sides = list((self._ids if self._same_tokens else self._templated)(rollouts))
+    def _scores_by(self, readers: Sequence[RewardReader], asked: pa.Table) -> list[np.ndarray]:
+        """`member_scores` of readers that read the very tokens that this one does.
+
+        Args:
+            asked: `ROLLOUTS`, or rows of `data.tables.ASKED`.
+        """
+        sides = self._sides(asked)
         read = [i for i, side in enumerate(sides) if side is not None]
         rows = [self._cut(side[0], [side[1]])[0] for side in sides if side is not None]
         models = [reader._model for reader in readers]
@@ -112,6 +116,36 @@ class RewardReader:
             raise ValueError(f"reward model {self._folder} gives scores that are no numbers")
         scores[at] = found
         return scores
+
+    def _sides(self, asked: pa.Table) -> list[tuple[list[int], list[int]] | None]:
+        """Prompt and closed answer of each row; None where the chat template refuses it."""
+        if "prompt_tokens" in asked.column_names:
+            return list((self._ids if self._same_tokens else self._templated)(asked))
+        messages = asked["messages"].to_pylist()
+        chats = [i for i, told in enumerate(messages) if told is not None]
+        found = dict(
+            zip(chats, self._templated(asked.take(pa.array(chats, pa.int64()))), strict=True)
+        )
+        prompts, responses = asked["prompt"].to_pylist(), asked["response"].to_pylist()
+        return [
+            found[i] if i in found else self._as_it_stands(prompts[i] or "", responses[i])
+            for i in range(asked.num_rows)
+        ]
+
+    def _as_it_stands(self, prompt: str, response: str) -> tuple[list[int], list[int]] | None:
+        """Text that carries its template already, as its tokens; None where there is none."""
+        asked, answer = (
+            self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (prompt, response)
+        )
+        if self._contract.layout == "answer":
+            special = set(self._tokenizer.all_special_ids)
+            while answer and answer[-1] in special:  # its end, which the contract writes itself
+                answer = answer[:-1]
+            answer = self._contract.close(answer) if answer else []
+        if not asked:
+            asked, answer = answer[:1], answer[1:]
+        return (asked, answer) if asked and answer else None
 
     def _ids(self, rollouts: pa.Table) -> Iterator[tuple[list[int], list[int]]]:
         """Prompt and closed answer of each row, from the tokens that it brings."""
@@ -186,11 +220,15 @@ class RewardReaders:
         for group in self._groups:
             self.layers_shared += share_layers([self.readers[n]._model.lm for n in group])
 
-    def member_scores(self, rollouts: pa.Table) -> list[np.ndarray]:
-        """`RewardReader.member_scores` of each."""
+    def member_scores(self, asked: pa.Table) -> list[np.ndarray]:
+        """`RewardReader.member_scores` of each.
+
+        Args:
+            asked: `ROLLOUTS`, or rows of `data.tables.ASKED`.
+        """
         found: dict[int, np.ndarray] = {}
         for group in self._groups:
             readers = [self.readers[number] for number in group]
-            scores = readers[0]._scores_by(readers, rollouts)
+            scores = readers[0]._scores_by(readers, asked)
             found |= dict(zip(group, scores, strict=True))
         return [found[number] for number in range(len(self.readers))]

@@ -104,6 +104,10 @@ class Pool:
         refs = [m.ready_ref for m in self._members if not m.ready]
         return refs + [ref for member in self._members for ref, _ in member.work]
 
+    def works(self) -> list[Work]:
+        """What is not finished, given out or not."""
+        return [w for member in self._members for _, w in member.work] + list(self._line)
+
     def owns(self, ref: Any) -> bool:
         return any(ref is own for own in self.waitables())
 

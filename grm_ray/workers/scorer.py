@@ -84,6 +84,16 @@ class Scorer:
         """Scores of `TEXTS` (`drivers.scoring`) by the first model: `RewardReader.judge`."""
         return self._models.readers[0].judge(texts)
 
+    @traced
+    def answer(self, asked: pa.Table) -> tuple[np.ndarray | None, str]:
+        """`(B, K)` scores of `ASKED` rows, one a model, NaN where a template refuses or there is no
+        text; or None, and what went wrong: whoever asked for the impossible must not end us."""
+        try:
+            scores = self._models.member_scores(asked)
+            return np.stack([by_member.mean(axis=1) for by_member in scores], axis=1), ""
+        except Exception as error:  # noqa: BLE001 - a stranger's row may raise anything
+            return None, f"{type(error).__name__}: {error}"
+
     def _scores(self, rollouts: pa.Table) -> pa.Table:
         scores = self._models.member_scores(rollouts)
         if not self._by_member:

@@ -1,0 +1,24 @@
+"""Scores from `/classify`, asked for as of a vLLM server: `python vllm_classify.py TEXT...`."""
+
+import json
+import os
+import sys
+import urllib.request
+
+URL = os.environ.get("GRM_RAY_URL", "http://127.0.0.1:8700")
+
+
+def classify(texts):
+    """One score a text; each carries the reward model's template."""
+    body = json.dumps({"model": "reward", "input": list(texts)}).encode()
+    headers = {
+        "Content-Type": "application/json",
+        "Authorization": f"Bearer {os.environ['GRM_RAY_SERVE_TOKEN']}",
+    }
+    request = urllib.request.Request(f"{URL}/classify", body, headers)
+    with urllib.request.urlopen(request, timeout=600) as reply:
+        return [row["probs"][0] for row in json.load(reply)["data"]]
+
+
+if __name__ == "__main__":
+    print(*classify(sys.argv[1:]), sep="\n")

@@ -1,0 +1,64 @@
+"""The schema of `grm_ray.serve`: reward models behind HTTP."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from grm_ray.config.judging import JudgeWorkers
+from grm_ray.config.rewards import Named
+from grm_ray.config.schema import Dtype, Job, Name, PairSource, Positive, Rate, Section
+
+
+class Limits(Section):
+    """What one may ask for; who asks for more is told so, and nobody else suffers.
+
+    `rows` and `bytes`: of one request. `waiting_rows`: of all requests under way; beyond it 503.
+    `connections`: open at a time; beyond it 503. `requests_per_second`: of one address, as many at
+    once; beyond it 429. `seconds_to_send`: for the head of a request, and for its body; 408.
+    """
+
+    rows: Positive = 512
+    bytes: Positive = 4_194_304
+    waiting_rows: Positive = 8192
+    connections: Positive = 1024
+    requests_per_second: Rate = 200.0
+    seconds_to_send: Rate = 10.0
+
+
+class ServeJob(Job):
+    """Saved reward models as a service.
+
+    `models`: name -> folder or hub id; several are one reward, joined by `aggregate`, each brought
+    to mean 0 and deviation 1 on the answers of `reference` (preference pairs) before the service
+    begins.
+    `host`: 127.0.0.1 is this machine alone. The service speaks plain HTTP: on any other address
+    put a proxy with TLS before it.
+    `rows_per_batch`: how many waiting rows, whoever sent them, a scorer gets at once; the scorer
+    packs them by `tokens_per_micro_batch`.
+    """
+
+    job: Literal["serve"] = "serve"
+    models: Annotated[dict[Name, str], Field(min_length=1)]
+    aggregate: Named = Named(name="mean")
+    reference: PairSource | None = None
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, lt=65536)] = 8700
+    limits: Limits = Limits()
+    rows_per_batch: Positive = 64
+    dtype: Dtype = "auto"
+    tokens_per_micro_batch: Positive = 2048
+    trust_remote_code: bool = False
+    workers: JudgeWorkers = JudgeWorkers()
+
+    @model_validator(mode="after")
+    def _several_have_a_scale(self) -> ServeJob:
+        if (len(self.models) > 1) != (self.reference is not None):
+            raise ValueError(
+                "reference: preference pairs on which several models are brought to one scale; "
+                "goes with two models or more, and only with them"
+            )
+        if len(self.models) == 1 and (self.aggregate.name != "mean" or self.aggregate.parameters):
+            raise ValueError("aggregate: one score has nothing to aggregate; give several models")
+        return self

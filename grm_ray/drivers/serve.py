@@ -1,0 +1,247 @@
+"""Reward models behind HTTP: a pool of scorers, a token, and a server that ends when asked to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h11
+import numpy as np
+import pyarrow as pa
+import torch
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from grm_ray.config.load import ConfigError
+from grm_ray.config.schema import PairSource
+from grm_ray.config.serve import ServeJob
+from grm_ray.data import sources
+from grm_ray.data.sources import Quarantine
+from grm_ray.data.tables import ASKED
+from grm_ray.drivers import reward_stages
+from grm_ray.drivers.checks import bundles_of, check
+from grm_ray.drivers.run_folder import open_run
+from grm_ray.drivers.scoring import stop_scorers
+from grm_ray.models.checkpoint import check_reward_model, local_folder
+from grm_ray.rewards.aggregate import MemberNormalizer
+from grm_ray.runtime import cluster
+from grm_ray.runtime.http_service import app
+from grm_ray.runtime.pool import Pool
+from grm_ray.runtime.service import ScoringService, score_once
+from grm_ray.workers.scorer import Scorer
+
+TOKEN_FILE = "token"
+TOKEN_VARIABLE = "GRM_RAY_SERVE_TOKEN"
+_LOCAL = {"127.0.0.1", "::1", "localhost"}
+
+
+def run(config: ServeJob, resume: bool = False) -> None:
+    """Serve until SIGTERM or Ctrl-C; requests under way are answered first.
+
+    A service that is started again has the token that it had: `resume` changes nothing.
+
+    Raises:
+        ConfigError: the config or a model is wrong, or the address is taken; no worker was started
+            but for the last.
+        RuntimeError: the scorers died faster than they could be replaced.
+    """
+    check(config)
+    fingerprints = [check_reward_model(path)["fingerprint"] for path in config.models.values()]
+    wanted = bundles_of(config)
+    with cluster.session(wanted):
+        again = (Path(config.runs).expanduser() / config.name / "config.yaml").is_file()
+        folder = open_run(config, resume or again)
+        token = _token(folder)
+        with cluster.placement_group(wanted) as placed:
+            pool = _pool(config, folder, placed, wanted)
+            for found in pool.wait_ready(config.timeout_s):
+                if found != fingerprints:
+                    raise RuntimeError(f"a scorer loaded reward models {found}")
+            aggregate = _aggregate(config, pool)
+            service = ScoringService(pool, config.rows_per_batch, config.limits.waiting_rows)
+            service.start()
+            try:
+                names = list(config.models)
+                served = app(
+                    service, aggregate, names, " ".join(fingerprints), token, config.limits
+                )
+                _serve(config, served, service, folder)
+            finally:
+                service.stop()
+                stop_scorers(pool)
+
+
+def _pool(config: ServeJob, folder: Path, placed: Any, wanted: list) -> Pool:
+    workers = config.workers
+
+    def spawn(slot: int) -> tuple[Any, Any]:
+        options = cluster.worker_options(placed, wanted, wanted[slot], workers.threads)
+        worker = Scorer.options(**options).remote(
+            [str(local_folder(path).resolve()) for path in config.models.values()],
+            config.dtype,
+            None,
+            None,
+            config.tokens_per_micro_batch,
+            workers.threads,
+            str(folder / "logs" / f"scorer-{slot}.log"),
+            config.trust_remote_code,
+        )
+        return worker, worker.start.remote()
+
+    return Pool("scorer", spawn, workers.count, say=lambda message: print(message, flush=True))
+
+
+def _aggregate(config: ServeJob, pool: Pool) -> Callable[[np.ndarray], np.ndarray]:
+    """All models' scores to one."""
+    if config.reference is None:
+        return lambda scores_BK: scores_BK[:, 0]
+    join = reward_stages.aggregate("aggregate", config.aggregate)
+    asked = reference_rows(config.reference, config.seed)
+    scores_BK = score_once(pool, asked, config.timeout_s)
+    scores_BK = scores_BK[np.isfinite(scores_BK).all(axis=1)]
+    try:
+        scale = MemberNormalizer.fit(torch.from_numpy(scores_BK.T.copy()))
+    except ValueError as error:
+        raise ConfigError(f"reference: {config.reference.path}: {error}") from None
+
+    def joined(scores_BK: np.ndarray) -> np.ndarray:
+        return join(scale.normalize(torch.from_numpy(scores_BK.T.copy()))).numpy()
+
+    return joined
+
+
+def reference_rows(source: PairSource, seed: int) -> pa.Table:
+    """`ASKED`: every answer of the pairs to its prompt."""
+    rows = []
+    for contest in sources.contests(source, Quarantine(), seed):
+        for answer in (*contest.chosen, *contest.rejected):
+            turns = (("assistant", answer),) if isinstance(answer, str) else answer
+            said = [{"role": r, "content": c} for r, c in (*contest.prompt, *turns[:-1])]
+            rows.append({"messages": json.dumps(said), "prompt": None, "response": turns[-1][1]})
+    if len(rows) < 2:
+        raise ConfigError(f"reference: {source.path}: no two answers to measure the models on")
+    return pa.Table.from_pylist(rows, ASKED)
+
+
+def _token(folder: Path) -> str:
+    """What requests must bring: from the environment, or made and kept in the run's folder."""
+    given = os.environ.get(TOKEN_VARIABLE, "")
+    if given:
+        if len(given) < 16:
+            raise ConfigError(f"{TOKEN_VARIABLE}: 16 characters or more, or leave it out")
+        return given
+    path = folder / TOKEN_FILE
+    if path.exists():
+        return path.read_text(encoding="utf-8").strip()
+    made = secrets.token_urlsafe(32)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(made + "\n")
+    return made
+
+
+def _serve(config: ServeJob, served: Any, service: ScoringService, folder: Path) -> None:
+    limits = config.limits
+    server = _Server(
+        uvicorn.Config(
+            served,
+            host=config.host,
+            port=config.port,
+            http=_patient(limits.seconds_to_send),
+            ws="none",
+            lifespan="off",
+            log_level="critical",
+            access_log=False,
+            server_header=False,
+            limit_concurrency=limits.connections,
+            timeout_keep_alive=max(1, round(limits.seconds_to_send)),
+            timeout_graceful_shutdown=30,
+        )
+    )
+    asyncio.run(_until_over(server, service, config, folder))
+    if isinstance(service.failed, Exception):
+        raise RuntimeError(f"the scorers are gone: {service.failed}")
+
+
+class _Server(uvicorn.Server):
+    """Ends in peace: uvicorn's own would raise the signal once more when it is done."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end)
+        yield
+
+    def _end(self) -> None:
+        self.should_exit = True
+
+
+async def _until_over(
+    server: uvicorn.Server, service: ScoringService, config: ServeJob, folder: Path
+) -> None:
+    sockets = [_bound(config)]
+    port = sockets[0].getsockname()[1]
+    task = asyncio.create_task(server.serve(sockets=sockets))
+    while not server.started and not task.done():
+        await asyncio.sleep(0.05)
+    where = TOKEN_VARIABLE if os.environ.get(TOKEN_VARIABLE) else os.path.relpath(folder / "token")
+    print(f"serving on http://{config.host}:{port}, token in {where}", flush=True)
+    if config.host not in _LOCAL:
+        print(
+            f"warning: {config.host} can be reached from other machines, in plain HTTP: put a "
+            "proxy with TLS before it",
+            flush=True,
+        )
+    while not task.done():
+        if service.failed is not None:
+            server.should_exit = True
+        await asyncio.wait([task], timeout=0.5)
+    await task
+
+
+def _bound(config: ServeJob) -> socket.socket:
+    kind = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    found = socket.socket(kind)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((config.host, config.port))
+    except OSError as error:
+        found.close()
+        raise ConfigError(f"host, port: {config.host}:{config.port}: {error.strerror}") from None
+    return found
+
+
+def _patient(seconds: float) -> type[H11Protocol]:
+    """A connection that does not send the head of a request within `seconds` is closed: uvicorn
+    waits for ever, and a few such clients would take all connections."""
+
+    class Patient(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._wait_for_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._timer.cancel()
+            super().connection_lost(exc)
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._timer.cancel()
+            self._wait_for_head()
+
+        def _wait_for_head(self) -> None:
+            self._timer = self.loop.call_later(seconds, self._close_if_silent)
+
+        def _close_if_silent(self) -> None:
+            if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+                self.transport.close()
+
+    return Patient
