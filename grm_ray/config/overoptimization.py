@@ -59,7 +59,9 @@ class OveroptimizationJob(Job):
 
     `true_reward`: a registered program, one's own `module:function`, or a saved reward model (a
     larger one): it labels the pairs, and is what best-of-n and PPO are judged by.
-    `flips`: name -> share of the training pairs whose label is turned round.
+    `flips`: name -> share of the training pairs whose label is turned round. Which ones is drawn by
+    `flip_seed`, once for all models; null: by the seed of each training, so that an ensemble's
+    members have other wrong labels each and average them out.
     `seeds`: of the reward models' trainings; the first `ppo_seeds` of them are PPO's too.
     `reward_model`, `best_of_n`, `ppo`: configs of these jobs, without what the study sets (names,
     seeds, training pairs, reward models, true reward); null: without that part.
@@ -68,6 +70,7 @@ class OveroptimizationJob(Job):
     `only`: what to compute now, patterns of `noise/proxy` (`flipped_25/*`); null: all. The page has
     what was computed before, too.
     `at_once`: jobs beside one another; null: as many as have room.
+    `scored_together`: reward models that one best-of-n job holds in each scorer; null: all.
     """
 
     job: Literal["overoptimization"] = "overoptimization"
@@ -76,6 +79,7 @@ class OveroptimizationJob(Job):
     flips: Annotated[dict[Name, Fraction], Field(min_length=1)]
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
     ppo_seeds: Positive = 2
+    flip_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = 0
     reward_model: dict[str, Any]
     models: Annotated[dict[Name, Changes], Field(min_length=1)]
     proxies: Annotated[dict[Name, Proxy], Field(min_length=1)]
@@ -84,6 +88,7 @@ class OveroptimizationJob(Job):
     ppo: dict[str, Any] | None = None
     at_once: Positive | None = None
     only: list[str] | None = None
+    scored_together: Positive | None = None
     # How a reward model that is the true reward scores the pairs.
     scoring: Scoring = Scoring()
     judges: JudgeWorkers = JudgeWorkers()
@@ -134,6 +139,19 @@ class OveroptimizationJob(Job):
         for name, changes in self.models.items():
             if "seed" in changes or any(key.startswith("data.") for key in changes):
                 raise ValueError(f"models.{name}: seed and data are set by the study")
+        for name, proxy in self.proxies.items():
+            for key in proxy.ppo:
+                if not key.startswith(("ppo.", "reward.", "guard", "checkpoint.", "workers.")):
+                    raise ValueError(
+                        f"proxies.{name}.ppo.{key}: proxies are compared on the same policy, "
+                        "prompts and evaluations; change keys of ppo, reward, guard, checkpoint "
+                        "or workers"
+                    )
+            if proxy.aggregate.name == "conjunction" and self.best_of_n is not None:
+                raise ValueError(
+                    f"proxies.{name}.aggregate: conjunction compares with references, which "
+                    "best-of-n has not; set best_of_n: null"
+                )
         if self.best_of_n is None and self.ppo is None:
             raise ValueError("give best_of_n, ppo, or both")
         return self

@@ -62,11 +62,16 @@ def check_ensembles(config: BestOfNJob) -> None:
         ConfigError: an unknown name or parameter, or a value that the aggregate refuses.
     """
     for name, ensemble in config.ensembles.items():
-        aggregate = _aggregate(name, ensemble)
-        try:
-            aggregate(torch.randn(len(ensemble.members), 8))
-        except ValueError as error:
-            raise ConfigError(f"ensembles.{name}.aggregate: {error}") from None
+        check_ensemble(f"ensembles.{name}.aggregate", ensemble)
+
+
+def check_ensemble(where: str, ensemble: ProxyEnsemble) -> None:
+    """The same for one, which the message calls `where`."""
+    aggregate = reward_stages.aggregate(where, ensemble.aggregate)
+    try:
+        aggregate(torch.randn(len(ensemble.members), 8))
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def fit(config: BestOfNJob, shards: Iterable[tuple[Path, Answers]]) -> Ensembles:

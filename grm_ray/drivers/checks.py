@@ -11,19 +11,19 @@ from typing import Any
 import jinja2
 
 from grm_ray.config import registry
-from grm_ray.config.best_of_n import BestOfNJob
+from grm_ray.config.best_of_n import BestOfNJob, ProxyEnsemble
 from grm_ray.config.judging import CurateJob, EvaluateJob, JudgeWorkers, Scoring, StudyJob
 from grm_ray.config.load import ConfigError
 from grm_ray.config.overoptimization import OveroptimizationJob
 from grm_ray.config.ppo import PpoJob
-from grm_ray.config.reward_model import RewardModelJob
+from grm_ray.config.reward_model import PairData, RewardModelJob
 from grm_ray.config.schema import Job, Model, Source, Workers
 from grm_ray.config.serve import ServeJob
 from grm_ray.data import sources
 from grm_ray.data.chat import ScoringContract
 from grm_ray.data.sources import Prompt, Quarantine
 from grm_ray.drivers import reward_stages
-from grm_ray.drivers.best_of_n_ensembles import check_ensembles
+from grm_ray.drivers.best_of_n_ensembles import check_ensemble, check_ensembles
 from grm_ray.drivers.ppo_canaries import read_canaries
 from grm_ray.models import backbone
 from grm_ray.models.checkpoint import (
@@ -336,8 +336,37 @@ def _overoptimization(
         plan.bundles += new
         plan.placed |= {bundle: found.placed[bundle] for bundle in new if bundle in found.placed}
         plan.reads = list(dict.fromkeys([*plan.reads, *found.reads]))
+        own = [u for u in found.unchecked if f"/{config.name}/cells/" not in u]
+        plan.unchecked = list(dict.fromkeys([*plan.unchecked, *own]))
+        if later:
+            _models_read_enough(config, where, job)
+    for name, proxy in config.proxies.items():
+        if proxy.ensemble_of is not None and config.best_of_n is not None:
+            both = dict.fromkeys(map(str, range(len(config.seeds))), "")
+            ensemble = ProxyEnsemble(members=list(both), aggregate=proxy.aggregate)
+            check_ensemble(f"proxies.{name}.aggregate", ensemble)
+    if registry.is_path(config.true_reward):
+        _saved_model(config.true_reward, config.scoring.trust_remote_code, plan)
+        judging = bundles({"judge": config.judges})
+        plan.bundles += judging
+        plan.placed |= fit(judging, cluster) if cluster is not None else {}
     for source in (config.data.train, config.data.test):
         _data(source, PAIR, plan)
+
+
+def _models_read_enough(config: OveroptimizationJob, where: str, job: Any) -> None:
+    """That the reward models, which are not there yet, will read what the policy may write."""
+    longest = job.data.max_prompt_length + job.rollout.max_new_tokens + 1
+    for name, changes in config.models.items():
+        data = config.reward_model.get("data") or {}
+        length = changes.get(
+            "data.max_length", data.get("max_length", PairData.model_fields["max_length"].default)
+        )
+        if length < longest:
+            raise ConfigError(
+                f"{where}: models.{name} reads {length} tokens (reward_model.data.max_length), but "
+                f"data.max_prompt_length + rollout.max_new_tokens + 1 is {longest}"
+            )
 
 
 def _sets(sets: Mapping[str, Source], plan: Plan) -> None:

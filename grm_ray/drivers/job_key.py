@@ -47,12 +47,25 @@ WITHOUT_EFFECT_ON_POLICIES = (
     "data.eval",
     "proxies",
     "ensembles",
-    "ns",
     "betas",
     "true_reward",
     "reward.path",
     "reward.members",
     "reward.true_reward",
+    # How fast, in how much memory.
+    "policy.gradient_checkpointing",
+    "rollout.rows_per_batch",
+    "rollout.engine",
+    "rollout.weight_transfer",
+    "reward.tokens_per_micro_batch",
+    "scoring.tokens_per_micro_batch",
+    "ppo.optimizer.tokens_per_micro_batch",
+    "ppo.optimizer.zero_stage",
+    "ppo.optimizer.offload",
+    "prompts_per_shard",
+    # What is watched beside.
+    "evaluation.greedy",
+    "evaluation.canaries",
 )
 
 
@@ -100,8 +113,10 @@ class Keys:
         plain = job.model_dump(mode="json", exclude_defaults=True)
         for path in WITHOUT_EFFECT_ON_POLICIES:
             _leave_out(plain, path.split("."))
+        watched = None
         if isinstance(job, PpoJob):
             prompts, workers = [job.data.train, job.data.eval], job.workers.learner
+            watched = job.evaluation.canaries
         else:
             prompts, workers = [job.data.prompts], job.workers.rollout
         parts = {
@@ -110,6 +125,7 @@ class Keys:
             "dtype": precision(job.policy.dtype, workers),
             "policy": self._model(job.policy.path),
             "prompts": [self.source(source, {"prompt"}) for source in prompts if source],
+            **({"canaries": self.source(watched, {"prompt", "matches"})} if watched else {}),
             "more": more,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -7,9 +7,10 @@ is one JSON file, named by the hash of all that it depends on.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,20 +56,31 @@ def run(config: OveroptimizationJob, resume: bool = False) -> Path:
     trained = plan.reward_models(config, labelled, folder, keys)
     models = {name: cell.key for name, cell in trained.items()}
     policies = plan.policies(config, models, truth, folder, keys)
-    _make(_open_models(config, folder, trained), config, folder, nodes)
-    _tell(config, folder, trained, policies)
-    _make(plan.best_of_n(config, models, truth, folder, keys), config, folder, nodes)
-    _tell(config, folder, trained, policies)
-    wanted = [cell for (noise, proxy, _), cell in policies.items() if config.wants(noise, proxy)]
-    _make(wanted, config, folder, nodes)
-    return _tell(config, folder, trained, policies)
+    search = plan.search_key(config, truth, keys) if config.best_of_n is not None else ""
+
+    def tell() -> Path:
+        result = figures(config, folder, search, trained, policies)
+        put(folder / RESULT, json.dumps(result, indent=1) + "\n")
+        return write_overoptimization(result, folder)
+
+    chosen = plan.best_of_n(config, models, truth, folder, keys)
+    searched = [cell for (noise, proxy, _), cell in policies.items() if config.wants(noise, proxy)]
+    open_cells = [*chosen, *(c for c in searched if not result_of(folder, c.key).is_file())]
+    _make(_wanted_models(config, folder, trained, open_cells), config, folder, nodes, tell)
+    _make(chosen, config, folder, nodes, tell)
+    _make(searched, config, folder, nodes, tell)
+    return tell()
 
 
-def _open_models(
-    config: OveroptimizationJob, folder: Path, trained: dict[tuple[str, str, int], Cell]
+def _wanted_models(
+    config: OveroptimizationJob,
+    folder: Path,
+    trained: dict[tuple[str, str, int], Cell],
+    open_cells: Sequence[Cell],
 ) -> list[Cell]:
-    """The reward models that are wanted. Without the weights that later cells read, one has no
-    result."""
+    """The reward models that are wanted. One whose weights are gone has no result where a cell is
+    still to read them."""
+    read = {path for cell in open_cells for path in plan.reads(cell.job)}
     wanted = {
         (noise, proxy.trained)
         for noise in config.flips
@@ -77,23 +89,30 @@ def _open_models(
     }
     cells = [cell for (noise, model, _), cell in trained.items() if (noise, model) in wanted]
     for cell in cells:
-        if not (folder / "cells" / cell.key / "model").is_dir():
+        run_folder = _run_folder(cell)
+        if str(run_folder / "model") in read and not _has_model(run_folder):
             result_of(folder, cell.key).unlink(missing_ok=True)
     return cells
 
 
 def _make(
-    cells: Sequence[Cell], config: OveroptimizationJob, folder: Path, nodes: Sequence[Node]
+    cells: Sequence[Cell],
+    config: OveroptimizationJob,
+    folder: Path,
+    nodes: Sequence[Node],
+    tell: Callable[[], Path],
 ) -> None:
-    """Run the cells that have no result."""
+    """Run the cells that have no result; `tell` after each."""
     there = [cell for cell in cells if result_of(folder, cell.key).is_file()]
     for cell in there:
+        _drop(cell)
         print(f"{cell.name}: has its result ({cell.key})", flush=True)
     todo = [cell for cell in cells if cell not in there]
     if not todo:
         return
-    room = most_at_once(bundles_of(todo[0].job), nodes)
-    at_once = room if config.at_once is None else min(room, config.at_once)
+    at_once = min(_room(cell, nodes) for cell in todo)
+    if config.at_once is not None:
+        at_once = min(at_once, config.at_once)
     began, of_file = {}, {}
 
     def begun() -> Iterator[subjobs.Call]:
@@ -108,8 +127,18 @@ def _make(
             else:
                 yield wanted
 
-    for ended in subjobs.calls(begun(), max(1, at_once)):
+    for ended in subjobs.calls(begun(), at_once):
         _finish(of_file[ended.file], folder, time.time() - began[ended.file])
+        tell()
+
+
+def _room(cell: Cell, nodes: Sequence[Node]) -> int:
+    """How many such jobs may run beside one another, at least one."""
+    bundles = bundles_of(cell.job)
+    # Without a cluster that they share, each job has a Ray of its own, which gives out GPU 0 first.
+    if not os.environ.get("RAY_ADDRESS") and any(bundle.gpus for bundle in bundles):
+        return 1
+    return max(1, most_at_once(bundles, nodes))
 
 
 def _run_folder(cell: Cell) -> Path:
@@ -118,7 +147,12 @@ def _run_folder(cell: Cell) -> Path:
 
 def _is_done(cell: Cell) -> bool:
     """Whether the training ended well before it could be said."""
-    return cell.job.job == "rm" and (_run_folder(cell) / DONE).is_file()
+    run_folder = _run_folder(cell)
+    return cell.job.job == "rm" and (run_folder / DONE).is_file() and _has_model(run_folder)
+
+
+def _has_model(run_folder: Path) -> bool:
+    return (run_folder / "model").is_dir()
 
 
 def _resumable(cell: Cell) -> bool:
@@ -129,7 +163,7 @@ def _resumable(cell: Cell) -> bool:
 
 
 def _finish(cell: Cell, folder: Path, seconds: float) -> None:
-    """Write a cell's result, and drop what nobody reads again: checkpoints, policies."""
+    """Write a cell's result; then what nobody reads again goes."""
     run_folder = _run_folder(cell)
     subjobs.clear(run_folder)
     result: dict[str, Any] = {
@@ -145,22 +179,18 @@ def _finish(cell: Cell, folder: Path, seconds: float) -> None:
             said = f"accuracy {100 * last['eval/accuracy']:.1f} %, {said}"
         else:
             said = f"true reward {last['eval/true_reward']:.3f}, {said}"
-            shutil.rmtree(run_folder / "model", ignore_errors=True)
-        shutil.rmtree(run_folder / "checkpoints", ignore_errors=True)
     put(result_of(folder, cell.key), json.dumps(result, indent=1) + "\n")
+    _drop(cell)
     print(f"{cell.name}: {said}", flush=True)
 
 
-def _tell(
-    config: OveroptimizationJob,
-    folder: Path,
-    trained: dict[tuple[str, str, int], Cell],
-    policies: dict[tuple[str, str, int], Cell],
-) -> Path:
-    """The figures and the page of all that is finished."""
-    result = figures(config, folder, trained, policies)
-    put(folder / RESULT, json.dumps(result, indent=1) + "\n")
-    return write_overoptimization(result, folder)
+def _drop(cell: Cell) -> None:
+    """Remove what nobody reads again of a cell that has its result: checkpoints, policies."""
+    run_folder = _run_folder(cell)
+    if cell.job.job == "ppo":
+        shutil.rmtree(run_folder / "model", ignore_errors=True)
+    if cell.job.job in ("ppo", "rm"):
+        shutil.rmtree(run_folder / "checkpoints", ignore_errors=True)
 
 
 def check_study(config: OveroptimizationJob, elsewhere: bool) -> Iterator[tuple[str, Any, bool]]:

@@ -34,22 +34,28 @@ Found = dict[str, Any]
 def figures(
     config: OveroptimizationJob,
     folder: Path,
+    search: str,
     trained: Mapping[Key, Cell],
     policies: Mapping[Key, Cell],
 ) -> Found:
-    """What `overoptimization.json` holds: plain data."""
+    """What `overoptimization.json` holds: plain data.
+
+    Args:
+        search: `overoptimization_plan.search_key`: other best-of-n cells are another study's.
+    """
     found: Found = {
         "name": config.name,
         "baseline": config.baseline,
         "true_reward": config.true_reward,
         "seeds": config.seeds,
         "flips": config.flips,
+        "flip_seed": config.flip_seed,
         "proxies": {name: _described(proxy) for name, proxy in config.proxies.items()},
         "models": _accuracies(config, folder, trained),
         "noise": {},
     }
     for noise in config.flips:
-        choices = _choices(config, noise, folder, trained)
+        choices = _choices(config, noise, folder, search, trained)
         runs = {
             name: [
                 policies[noise, name, seed]
@@ -89,7 +95,11 @@ def _accuracies(
 
 
 def _choices(
-    config: OveroptimizationJob, noise: str, folder: Path, trained: Mapping[Key, Cell]
+    config: OveroptimizationJob,
+    noise: str,
+    folder: Path,
+    search: str,
+    trained: Mapping[Key, Cell],
 ) -> dict[str, Any]:
     """proxy -> (true `(R, S, P)`, proxy's own gain `(R, S)`); with "sizes", "oracle" of one cell.
 
@@ -99,7 +109,7 @@ def _choices(
     for file in sorted((folder / "cells").glob("*.json"), key=lambda file: file.stat().st_mtime):
         result = json.loads(file.read_text(encoding="utf-8"))
         about = result["about"]
-        if about["part"] != "best of n" or about["noise"] != noise:
+        if about.get("search") != search:
             continue
         name_of = {key: name for name, key in about["models"].items()}
         members = {
@@ -124,7 +134,7 @@ def _read(
         for name in whole
         if config.proxies[name].ensemble_of is not None
     }
-    job = BestOfNJob.model_validate({**saved, "name": run.name}).model_copy(
+    job = BestOfNJob.model_validate({**saved, "name": run.name, "tracking": []}).model_copy(
         update={"ensembles": joined, "betas": []}
     )
     files = best_of_n_shards.finished(run)
@@ -186,24 +196,53 @@ def _ppo(
         name: {
             "seeds": [cell.about["seed"] for cell in runs[name]],
             "runs": [cell.key for cell in runs[name]],
-            "steps": [e.step for e in trajectories[0].evaluations],
+            "steps": max((_steps(one) for one in trajectories), key=len),
             "d": _over_runs(trajectories, lambda e: e.d),
             "reward": _over_runs(trajectories, lambda e: e.means["reward"].value),
-            **_of_policies(true[name], base, name == config.baseline),
+            **_of_policies(true[name], _of_seeds(config, runs, base, name)),
         }
         for name, trajectories in read.items()
     }
 
 
+def _steps(trajectory: Trajectory) -> list[int]:
+    return [e.step for e in trajectory.evaluations]
+
+
 def _together(trajectories: Sequence[Trajectory]) -> np.ndarray | None:
-    """True rewards `(R, S, P)`; None where runs differ in their evaluations or lack answers."""
+    """True rewards `(R, S, P)`; None where runs differ in their prompts or lack answers.
+
+    A run that its guard ended before the others keeps its last policy to their end.
+    """
     found = [paired(one.known("true_reward"))[0] for one in trajectories]
     known = [values_SP for values_SP in found if values_SP is not None]
-    same = len(known) == len(found) and len({values.shape for values in known}) == 1
-    return np.stack(known) if same else None
+    if len(known) < len(found) or len({values_SP.shape[1] for values_SP in known}) > 1:
+        return None
+    most = max(len(values_SP) for values_SP in known)
+    return np.stack([_lasting(values_SP, most) for values_SP in known])
 
 
-def _of_policies(true_RSP: np.ndarray | None, base_RSP: Any, is_base: bool) -> Found:
+def _lasting(values: Any, most: int) -> Any:
+    """`values` with the last one again until there are `most`."""
+    return [*values, *[values[-1]] * (most - len(values))]
+
+
+def _of_seeds(
+    config: OveroptimizationJob,
+    runs: Mapping[str, Sequence[Cell]],
+    base_RSP: np.ndarray | None,
+    name: str,
+) -> np.ndarray | None:
+    """The baseline's runs with the seeds of the proxy's, in their order; None without one of them,
+    and for the baseline itself."""
+    if base_RSP is None or name == config.baseline:
+        return None
+    place = {cell.about["seed"]: i for i, cell in enumerate(runs[config.baseline])}
+    seeds = [cell.about["seed"] for cell in runs[name]]
+    return base_RSP[[place[s] for s in seeds]] if set(seeds) <= set(place) else None
+
+
+def _of_policies(true_RSP: np.ndarray | None, base_RSP: np.ndarray | None) -> Found:
     if true_RSP is None:
         return dict.fromkeys(("prompts", "true", "kept", "peak", "gain", "versus"))
     means_S = true_RSP.mean(axis=(0, 2))
@@ -213,13 +252,15 @@ def _of_policies(true_RSP: np.ndarray | None, base_RSP: Any, is_base: bool) -> F
         "kept": _kept(true_RSP[:, 1:], true_RSP[:, 0]),
         "peak": int(means_S.argmax()),
         "gain": _mean(true_RSP[:, -1] - true_RSP[:, 0]),
-        "versus": _versus(None if base_RSP is None else base_RSP[:, -1], true_RSP[:, -1], is_base),
+        "versus": None if base_RSP is None else _versus(base_RSP[:, -1], true_RSP[:, -1], False),
     }
 
 
 def _over_runs(trajectories: Sequence[Trajectory], value: Any) -> list[float | None]:
     """Mean over runs of a figure of each evaluation; None where one lacks it."""
-    columns = zip(*([value(e) for e in one.evaluations] for one in trajectories), strict=False)
+    each = [[value(e) for e in one.evaluations] for one in trajectories]
+    most = max(map(len, each))
+    columns = zip(*(_lasting(values, most) for values in each), strict=True)
     return [None if None in column else float(np.mean(column)) for column in columns]
 
 

@@ -14,6 +14,7 @@ from grm_ray.config.load import ConfigError
 from grm_ray.config.overoptimization import OveroptimizationJob
 from grm_ray.config.schema import Source
 from grm_ray.data import files, sources
+from grm_ray.data.curate import flipped
 from grm_ray.data.records import Contest
 from grm_ray.data.sources import Quarantine
 from grm_ray.drivers import scoring, subjobs
@@ -36,18 +37,37 @@ def identity(config: OveroptimizationJob) -> str:
 
 
 def label(config: OveroptimizationJob, folder: Path, quarantine: Quarantine) -> dict[str, Path]:
-    """`train` and `test` -> a file of pairs in TRL's format, made once.
+    """`train` and `test` -> a file of pairs in TRL's format, made once; with `flip_seed`,
+    `train/<noise>` -> the training pairs with that noise's share of labels turned round.
 
-    `chosen` is what the true reward prefers, `margin` by how much.
+    `chosen` is what the true reward prefers, `margin` by how much, whichever way a pair stands.
 
     Raises:
         ConfigError: a source or the true reward cannot be used, or no pair is left.
     """
     truth = identity(config)
-    return {
+    made = {
         name: _labelled(config, name, source, truth, folder, quarantine)
         for name, source in (("train", config.data.train), ("test", config.data.test))
     }
+    if config.flip_seed is not None:
+        for noise, share in config.flips.items():
+            made[f"train/{noise}"] = _flipped(made["train"], share, config.flip_seed)
+    return made
+
+
+def _flipped(file: Path, share: float, seed: int) -> Path:
+    """A copy of the labelled pairs with a share of the labels turned round."""
+    target = file.with_name(f"{file.stem}-flip{share:g}-{seed}.jsonl")
+    if target.is_file():
+        return target
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    keys = [json.dumps([r["prompt"], sorted((r["chosen"], r["rejected"]))]).encode() for r in rows]
+    for row, turned in zip(rows, flipped(keys, share, seed), strict=True):
+        if turned:
+            row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    put(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return target
 
 
 def _labelled(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,23 +63,22 @@ def reward_models(
     """(noise, model, seed) -> the training of each reward model that a proxy is made of.
 
     Args:
-        labels: files of `train` and `test`; None: not made yet, and the sources' own labels stand
-            for them.
+        labels: what `overoptimization_labels.label` gives; None: not made yet, and the sources'
+            own labels stand for them.
 
     Raises:
         ConfigError: a config or a file is wrong.
     """
     used = {proxy.trained for proxy in config.proxies.values()}
-    train, test = _sources(config, labels)
     found = {}
-    for noise, flip in config.flips.items():
+    for noise in config.flips:
         for model, changes in config.models.items():
             if model not in used:
                 continue
             for seed in config.seeds:
                 raw = _changed(config.reward_model, changes)
-                apply(raw, "data.train", {**train, "flip": flip})
-                apply(raw, "data.eval", test)
+                apply(raw, "data.train", _train(config, labels, noise))
+                apply(raw, "data.eval", _test(config, labels))
                 raw |= {"name": "cell", "seed": seed, "tracking": []}
                 raw["timeout_s"] = config.timeout_s
                 job = validate(RewardModelJob, raw, f"models.{model}")
@@ -97,38 +96,48 @@ def reward_models(
 def best_of_n(
     config: OveroptimizationJob, models: Models, truth: str, folder: Path, keys: Keys
 ) -> list[Cell]:
-    """One job a noise: all reward models choose among the same answers.
+    """One job a noise (or several of `scored_together` models): its models choose among the same
+    answers.
 
-    Reward models that a finished cell has scored are not scored again. One that came later has
-    answers of its own, and brings along those that it is in an ensemble with.
+    The seeds of a model belong together. Where a finished cell has scored them, they are not scored
+    again; a seed that came later has answers of its own and brings the others along.
     """
     if config.best_of_n is None:
         return []
-    found = []
+    search, found = search_key(config, truth, keys), []
+    there = [set(of) for of in scored(folder, search).values()]
     for noise in config.flips:
-        search = keys.of_policy(_best_of_n_job(config, {"none": "none"}), truth)
-        wanted = [proxy for name, proxy in config.proxies.items() if config.wants(noise, name)]
-        used = {proxy.trained for proxy in wanted}
-        needed = {key: f"{m}_{s}" for (n, m, s), key in models.items() if n == noise and m in used}
-        together = [
-            {key for (n, m, _), key in models.items() if (n, m) == (noise, proxy.ensemble_of)}
-            for proxy in wanted
-            if proxy.ensemble_of is not None
-        ]
-        there = scored(folder, search)
-        open_groups = [g for g in together if not any(g <= set(of) for of in there.values())]
-        covered = set().union(*there.values())
-        lacking = (set(needed) - covered).union(*open_groups)
-        if not lacking:
-            continue
-        proxies = {name: key for key, name in needed.items() if key in lacking}
-        job = _best_of_n_job(
-            config, {n: str(folder / "cells" / key / "model") for n, key in proxies.items()}
-        )
-        about = {"part": "best of n", "noise": noise, "search": search, "models": proxies}
-        key = hashlib.sha256(json.dumps([search, proxies]).encode()).hexdigest()[:16]
-        found.append(named(Cell(f"{noise}/best of n", job, key, about), folder))
+        wanted = {p.trained for name, p in config.proxies.items() if config.wants(noise, name)}
+        groups = []
+        for model in config.models:
+            seeds = {k: f"{m}_{s}" for (n, m, s), k in models.items() if (n, m) == (noise, model)}
+            if model in wanted and not any(set(seeds) <= of for of in there):
+                groups.append(seeds)
+        for number, part in enumerate(_parts(groups, config.scored_together)):
+            proxies = {name: key for key, name in part.items()}
+            folders = {n: str(folder / "cells" / key / "model") for n, key in proxies.items()}
+            job = _best_of_n_job(config, folders)
+            about = {"part": "best of n", "noise": noise, "search": search, "models": proxies}
+            key = hashlib.sha256(json.dumps([search, proxies]).encode()).hexdigest()[:16]
+            name = f"{noise}/best of n" + (f" {number + 1}" if number else "")
+            found.append(named(Cell(name, job, key, about), folder))
     return found
+
+
+def search_key(config: OveroptimizationJob, truth: str, keys: Keys) -> str:
+    """Name of what best-of-n does, whatever models it is done for."""
+    return keys.of_policy(_best_of_n_job(config, {"none": "none"}), truth)
+
+
+def _parts(groups: list[dict[str, str]], most: int | None) -> list[dict[str, str]]:
+    """Groups joined while a part has at most `most` models; a group is never parted."""
+    parts: list[dict[str, str]] = []
+    for group in groups:
+        if parts and (most is None or len(parts[-1]) + len(group) <= most):
+            parts[-1] = parts[-1] | group
+        else:
+            parts.append(group)
+    return parts
 
 
 def scored(folder: Path, search: str) -> dict[str, dict[str, str]]:
@@ -170,6 +179,13 @@ def policies(
     return found
 
 
+def reads(job: Job) -> list[str]:
+    """Folders of the reward models that a best-of-n or PPO job reads."""
+    if isinstance(job, BestOfNJob):
+        return list(job.proxies.values())
+    return list(job.reward.models.values()) if isinstance(job, PpoJob) else []
+
+
 def _best_of_n_job(config: OveroptimizationJob, proxies: dict[str, str]) -> BestOfNJob:
     raw = copy.deepcopy(config.best_of_n or {})
     raw |= {"name": "cell", "seed": config.seed, "tracking": [], "timeout_s": config.timeout_s}
@@ -199,15 +215,22 @@ def _changed(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return raw
 
 
-def _sources(
-    config: OveroptimizationJob, labels: Mapping[str, Path] | None
-) -> Iterator[dict[str, Any]]:
-    """Of the training and the test pairs."""
-    for name, source in (("train", config.data.train), ("test", config.data.test)):
-        if labels is None:
-            yield source.model_dump(mode="json", exclude_defaults=True)
-        else:
-            yield {"path": str(labels[name])}
+def _train(
+    config: OveroptimizationJob, labels: Mapping[str, Path] | None, noise: str
+) -> dict[str, Any]:
+    """The training pairs of a noise level, as a source."""
+    flip = {"flip": config.flips[noise]}
+    if labels is None:
+        return {**config.data.train.model_dump(mode="json", exclude_defaults=True), **flip}
+    if config.flip_seed is None:
+        return {"path": str(labels["train"]), **flip}
+    return {"path": str(labels[f"train/{noise}"])}
+
+
+def _test(config: OveroptimizationJob, labels: Mapping[str, Path] | None) -> dict[str, Any]:
+    if labels is None:
+        return config.data.test.model_dump(mode="json", exclude_defaults=True)
+    return {"path": str(labels["test"])}
 
 
 def _refuse_twins(cells: Mapping[tuple[str, str, int], Cell]) -> None:

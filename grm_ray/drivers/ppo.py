@@ -9,6 +9,7 @@ references and reads per-row metadata; of the rows themselves it reads the text 
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from collections.abc import Callable
@@ -72,6 +73,9 @@ def run(config: PpoJob, resume: bool = False) -> Path:
         "reward model": " ".join(members),
         "set of prompts": fingerprint([*train, *held_out]),
     }
+    if canaries:
+        told = " ".join(f"{c.prompt.prompt_id} {c.pattern.pattern}" for c in canaries)
+        identity["set of canaries"] = hashlib.sha256(told.encode()).hexdigest()
     if config.ppo.kl.reference is not None:
         other = backbone.resolve(config.ppo.kl.reference)
         identity["reference model"] = model_identity(other)

@@ -39,7 +39,24 @@ def resolve(path: str) -> str:
         )
     if not (folder / "config.json").is_file():
         raise ConfigError(f"model folder {path} has no config.json: it is no Hugging Face model")
+    refuse_pickles(folder)
     return str(folder)
+
+
+def refuse_pickles(folder: Path) -> None:
+    """That weights, if there are any, are in safetensors.
+
+    Raises:
+        ConfigError: they are pickles, which run whatever code they hold when they are read.
+    """
+    pickles = sorted(p.name for kind in ("bin", "pt", "pth") for p in folder.glob(f"*.{kind}"))
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"model folder {folder}: its weights are a pickle ({pickles[0]}), which can run any "
+            "code when it is read. Where you trust whoever made it, convert it once: python -c "
+            '"from transformers import AutoModelForCausalLM as M; '
+            f"M.from_pretrained('{folder}').save_pretrained('{folder}')\""
+        )
 
 
 def is_hub_id(path: str) -> bool:
@@ -138,6 +155,7 @@ def load_causal_lm(
             path or resolve(model.path),
             dtype=getattr(torch, resolve_dtype(model.dtype)),
             attn_implementation=attention.NAME,
+            use_safetensors=True,
             trust_remote_code=model.trust_remote_code,
             output_loading_info=True,
         )

@@ -31,6 +31,7 @@ from grm_ray.models.backbone import (
     is_lora,
     load_causal_lm,
     merged_weights,
+    refuse_pickles,
     resolve_dtype,
     unwrap,
 )
@@ -217,6 +218,7 @@ def local_folder(path: str | Path) -> Path:
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
+        refuse_pickles(folder)
         return folder
     if not is_hub_id(str(path)):
         raise ValueError(f"reward model folder {path} does not exist")

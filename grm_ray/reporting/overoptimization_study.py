@@ -17,10 +17,16 @@ from grm_ray.reporting.tables import NOTHING, Cell, Figure, Table, fixed
 RESULT = "overoptimization.json"
 _ABOUT = (
     "A policy that is led by a proxy does better by the proxy; the question is what becomes of the "
-    "true reward. Each proxy was trained at the same budget on the same pairs, labelled by the "
-    "true reward, with a share of the labels turned round. Intervals are 95 %, over prompts and "
-    "over seeds where there are several; with two seeds they are wide."
+    "true reward. Each reward model was trained at the same budget on the same pairs, labelled by "
+    "the true reward, with a share of the labels turned round{flips}; an ensemble has the budget "
+    "of all its members. Intervals are 95 %, over prompts and over seeds where there are several; "
+    "of two seeds they are wide. The interval of a share kept is drawn over prompts and seeds, which "
+    "with two or three seeds is too short: it says what these runs show, not what others would."
 )
+_FLIPS = {
+    True: " (the same for all)",
+    False: " (others for each seed, so that an ensemble averages them out)",
+}
 _KEPT = (
     "Kept: the share of the highest gain in true reward that is left at the end (best of {n}; the "
     "last evaluation of PPO): 100 % is no over-optimisation. One half of the prompts finds the "
@@ -50,7 +56,7 @@ def html(result: Result) -> str:
         f'<p class="eyebrow">Over-optimisation</p><h1>{clean(result["name"])}</h1>',
         f'<p class="soft">{proxies} proxies of {clean(result["true_reward"])} · '
         f"{seeds} seed{'s'[: seeds != 1]}</p>",
-        f'<p class="about">{_ABOUT}</p>',
+        f'<p class="about">{_ABOUT.format(flips=_FLIPS[result["flip_seed"] is not None])}</p>',
     ]
     for noise, found in result["noise"].items():
         share = fixed(result["flips"][noise], 0, 100)
@@ -155,7 +161,7 @@ def _policy_charts(found: Result | None, names: list[str]) -> list[Chart]:
         if proxy["true"] is not None:
             true.append(_curve(name, place, steps, proxy["true"], said))
         first = proxy["reward"][0]
-        own.append(_plain(name, place, steps, [r and r - (first or 0) for r in proxy["reward"]]))
+        own.append(_plain(name, place, steps, [_above(r, first) for r in proxy["reward"]]))
         far.append(_plain(name, place, steps, proxy["d"]))
     drawn = (
         ("PPO: true reward on held-out prompts", true, "true reward", "step"),
@@ -167,6 +173,10 @@ def _policy_charts(found: Result | None, names: list[str]) -> list[Chart]:
         for title, curves, unit, across in drawn
         if curves
     ]
+
+
+def _above(value: float | None, first: float | None) -> float | None:
+    return None if value is None or first is None else value - first
 
 
 def _curve(name: str, place: int, x: list[float], found: list[Result], said: list[str]) -> Curve:

@@ -78,6 +78,7 @@ class RolloutWorker:
         self._engine = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
                 model=self._path,
+                load_format="safetensors",  # never a pickle, which can run code
                 dtype=resolve_dtype(self._policy.dtype),
                 max_model_len=self._length,
                 max_num_seqs=engine.max_num_seqs,

@@ -121,7 +121,12 @@ def test_noise_models_and_seeds_are_cells_of_their_own(given, tmp_path):
     assert policies["noisy", "bt", 0].job.reward.path == str(
         Path(trained["noisy", "bt", 0].job.runs) / trained["noisy", "bt", 0].key / "model"
     )
-    assert trained["noisy", "bt", 0].job.data.train[0].flip == 0.25
+    # Wrong labels are drawn once, for all models and seeds; or by the seed of each training.
+    files = {cell.job.data.train[0].path for name, cell in trained.items() if name[0] == "noisy"}
+    assert len(files) == 1 and trained["noisy", "bt", 0].job.data.train[0].flip == 0
+    own = planned(given | {"flip_seed": None}, tmp_path)[0]
+    assert own["noisy", "bt", 0].job.data.train[0].flip == 0.25
+    assert own["noisy", "bt", 1].key != trained["noisy", "bt", 1].key
     assert trained["noisy", "bt", 0].job.seed == 0 != trained["noisy", "bt", 1].job.seed
 
 
@@ -160,6 +165,23 @@ def test_a_cell_changes_with_what_its_result_depends_on(given, tmp_path, change,
     assert ({c.key for c in before[1]} == {c.key for c in after[1]}) == (part == "ppo")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ppo": {"optimizer": {"tokens_per_micro_batch": 99, "zero_stage": 3}}},
+        {"rollout": {"engine": {"kv_cache_gb": 2}, "rows_per_batch": 3}},
+        {"evaluation": {"greedy": True}},
+        {"reward": {"tokens_per_micro_batch": 99}},
+    ],
+)
+def test_a_policy_s_cell_stays_with_what_changes_speed_and_memory_alone(given, tmp_path, changes):
+    before = planned(given, tmp_path)[2]
+    for section, keys in changes.items():
+        given["ppo"].setdefault(section, {}).update(keys)
+    after = planned(given, tmp_path)[2]
+    assert [c.key for c in before.values()] == [c.key for c in after.values()]
+
+
 def test_another_true_reward_is_another_study(given, tmp_path):
     before, after = planned(given, tmp_path), planned(given, tmp_path, "other truth")
     assert not {c.key for c in before[1]} & {c.key for c in after[1]}
@@ -182,10 +204,43 @@ def test_only_what_no_finished_cell_has_scored_is_searched(given, tmp_path):
     (second,) = planned(part, tmp_path)[1]
     assert set(second.job.proxies) == {"grm_0", "grm_1"}
     finish(folder, second)
-    # An ensemble with a member that is not there yet takes all of its members along.
+    # A seed that came later takes all seeds of its model along: they are compared on one cell.
     part["seeds"] = [0, 1, 2]
     (third,) = planned(part, tmp_path)[1]
-    assert set(third.job.proxies) == {"bt_0", "bt_1", "bt_2", "grm_2"}
+    assert len(third.job.proxies) == 6
+    part["scored_together"] = 4
+    third, fourth = planned(part, tmp_path)[1]
+    assert set(third.job.proxies) == {"bt_0", "bt_1", "bt_2"} and len(fourth.job.proxies) == 3
+
+
+def test_another_search_is_other_figures(given, tmp_path):
+    """Cells of another number of answers, or of other sizes, are not read."""
+    folder = tmp_path / "study"
+    (first, _) = planned(given, tmp_path)[1]
+    finish(folder, first)
+    given["best_of_n"]["ns"] = [2]
+    (again, _) = planned(given, tmp_path)[1]
+    assert again.about["search"] != first.about["search"]
+    config = OveroptimizationJob(**given)
+    trained = planned(given, tmp_path)[0]
+    search = again.about["search"]
+    assert figures._choices(config, "clean", folder, search, trained) == {}
+
+
+def test_a_share_of_the_labels_is_turned_round_and_margins_stay(given, tmp_path):
+    config = OveroptimizationJob(**given)
+    made = labels.label(config, tmp_path, Quarantine())
+    clean, noisy = rows(made["train/clean"]), rows(made["train/noisy"])
+    assert clean == rows(made["train"])
+    turned = [a for a, b in zip(clean, noisy, strict=True) if a["chosen"] == b["rejected"]]
+    assert 2 <= len(turned) <= 14 and len(clean) > 20
+    for before, after in zip(clean, noisy, strict=True):
+        assert before["margin"] == after["margin"] and before["prompt"] == after["prompt"]
+        assert {before["chosen"], before["rejected"]} == {after["chosen"], after["rejected"]}
+
+
+def test_an_early_end_lasts_to_the_end_of_the_others():
+    assert figures._lasting([1, 2], 4) == [1, 2, 2, 2]
 
 
 def test_two_names_for_one_job_are_refused(given, tmp_path):
@@ -208,6 +263,11 @@ def test_two_names_for_one_job_are_refused(given, tmp_path):
         ({"proxies": {"bt": {}}}, "give model .* or ensemble_of"),
         ({"best_of_n": None, "ppo": None}, "give best_of_n, ppo, or both"),
         ({"models": {"bt": {"seed": 3}, "grm": {}}}, r"models\.bt: seed and data are set"),
+        ({"proxies": {"bt": {"model": "bt", "ppo": {"data.eval.limit": 3}}}}, "on the same policy"),
+        (
+            {"proxies": {"bt": {"ensemble_of": "bt", "aggregate": "conjunction"}}},
+            "best-of-n has not",
+        ),
         ({"ppo": {"reward": {"path": "x"}}}, r"ppo\.reward\.path is set by the study"),
         ({"best_of_n": {"proxies": {}}}, r"best_of_n\.proxies is set by the study"),
     ],
@@ -225,6 +285,8 @@ def test_a_study_that_makes_no_sense_is_refused(given, change, words):
         ("ppo", "rollot", {}, r"proxies\.bt: unknown key 'rollot'"),
         ("ppo", "policy", {"path": "./nowhere"}, "model folder ./nowhere does not exist"),
         ("reward_model", "workers", {"count": 9, "cpus": 1}, r"clean/bt/0: the workers ask for"),
+        ("reward_model", "data", {"max_length": 52}, r"models\.bt reads 52 tokens .* is 53"),
+        ("proxies", "odd", {"ensemble_of": "bt", "aggregate": "wcoo"}, "unknown aggregate 'wcoo'"),
     ],
 )
 def test_every_kind_of_cell_is_checked_beforehand(given, part, key, value, words):
