@@ -20,8 +20,9 @@ _ABOUT = (
     "true reward. Each reward model was trained at the same budget on the same pairs, labelled by "
     "the true reward, with a share of the labels turned round{flips}; an ensemble has the budget "
     "of all its members. Intervals are 95 %, over prompts and over seeds where there are several; "
-    "of two seeds they are wide. The interval of a share kept is drawn over prompts and seeds, which "
-    "with two or three seeds is too short: it says what these runs show, not what others would."
+    "of two seeds they are wide. The interval of a share kept is drawn over prompts and seeds, "
+    "which with two or three seeds is too short: it says what these runs show, not what others "
+    "would."
 )
 _FLIPS = {
     True: " (the same for all)",
