@@ -29,11 +29,11 @@ _FLIPS = {
     False: " (others for each seed, so that an ensemble averages them out)",
 }
 _KEPT = (
-    "Kept: the share of the highest gain in true reward that is left at the end (best of {n}; the "
-    "last evaluation of PPO): 100 % is no over-optimisation. One half of the prompts finds the "
-    "peak, the other measures it, so that more than all may be kept. Less the baseline: true "
-    "reward at the end, less that of {baseline}. Accuracy: of the reward models, on clean pairs."
+    "Kept: the share of the highest gain in true reward that is left at the end ({end}): 100 % is "
+    "no over-optimisation. One half of the prompts finds the peak, the other measures it, so that "
+    "more than all may be kept. Less the baseline: the end less that of {baseline}."
 )
+_ACCURACY = "Accuracy: of the reward models one by one, their mean, on pairs without wrong labels."
 _D = "d = √KL to the policy at the start"
 Result = dict[str, Any]
 
@@ -62,10 +62,7 @@ def html(result: Result) -> str:
     for noise, found in result["noise"].items():
         share = fixed(result["flips"][noise], 0, 100)
         parts.append(f"<h2>{clean(noise)}: {share} % of the labels turned round</h2>")
-        parts.append(f'<div class="keys">{keys(names)}</div>')
-        charts = [*_choice_charts(found["best_of_n"], names), *_policy_charts(found["ppo"], names)]
-        parts.append(f'<div class="charts">{"".join(chart.html() for chart in charts)}</div>')
-        parts.append(f'<div class="runs">{summary(result, noise).html()}</div>')
+        parts.append(_noise(result, noise, found, names))
     parts.append(_origins(result).html())
     parts.append(
         f"<footer>Made by grm_ray {__version__} from {RESULT}. Point at a mark to read its "
@@ -74,48 +71,109 @@ def html(result: Result) -> str:
     return document(f"{result['name']} · grm_ray", parts)
 
 
-def summary(result: Result, noise: str) -> Table:
-    """One row a proxy: what it is worth at the end, and how much of its peak is left."""
-    found = result["noise"][noise]
-    chosen, policies = found["best_of_n"] or {}, found["ppo"] or {}
-    most = chosen["sizes"][-1] if chosen else "n"
-    rows: list[list[Cell]] = []
-    for name, proxy in result["proxies"].items():
-        model = proxy.get("model") or proxy.get("ensemble_of")
-        accuracy = result["models"][noise].get(model)
-        one, other = chosen.get("proxies", {}).get(name), policies.get(name)
-        rows.append(
-            [
-                name,
-                NOTHING if accuracy is None else fixed(accuracy["mean"], 1, 100),
-                *_of_one(one, lambda p: str(p["peak"])),
-                *_of_one(other, lambda p: f"step {p['steps'][p['peak']]}"),
-            ]
-        )
-    head = [
-        "proxy",
-        "accuracy, %",
-        f"best of {most}",
-        "peak at n",
-        "kept, %",
-        "less baseline",
-        "PPO, end",
-        "peak at",
-        "kept, %",
-        "less baseline",
+def _noise(result: Result, noise: str, found: Result, names: list[str]) -> str:
+    """One noise level: what is finished of it."""
+    tables = [t for t in (choice_table(result, noise), policy_table(result, noise)) if t]
+    if not tables:
+        return '<p class="about">No proxy has been searched yet.</p>'
+    shown = [*_choice_charts(found["best_of_n"], names), *_policy_charts(found["ppo"], names)]
+    charts = "".join(chart.html() for chart in shown)
+    return (
+        f'<p class="verdict">{clean(verdict(result, noise))}</p>'
+        f'<div class="keys">{keys(names)}</div><div class="charts">{charts}</div>'
+        f'<div class="runs">{"".join(table.html() for table in tables)}</div>'
+    )
+
+
+def verdict(result: Result, noise: str) -> str:
+    """Whose true reward is highest at the end, beside the baseline's."""
+    chosen, policies = _proxies(result, noise)
+    said = []
+    for what, proxies in ((f"Best of {_most(result, noise)}", chosen), ("PPO", policies)):
+        ends = {n: p["true"][-1]["mean"] for n, p in proxies.items() if p["true"] is not None}
+        if not ends:
+            continue
+        best, base = max(ends, key=ends.__getitem__), result["baseline"]
+        told = f"{what}: {best} ends highest in true reward, at {fixed(ends[best], 3)}"
+        if best != base and base in ends:
+            versus = interval(proxies[best]["versus"], 3)
+            bounds = f", {versus.more} as an interval" if versus.more else ""
+            told += f"; {base} at {fixed(ends[base], 3)} (difference {versus.text}{bounds})"
+        said.append(f"{told}.")
+    return " ".join(said)
+
+
+def choice_table(result: Result, noise: str) -> Table | None:
+    """One row a proxy that best-of-n has searched."""
+    chosen, _ = _proxies(result, noise)
+    if not chosen:
+        return None
+    most, oracle = _most(result, noise), result["noise"][noise]["best_of_n"]["oracle"]
+    rows: list[list[Cell]] = [
+        [
+            name,
+            _accuracy(result, noise, name),
+            interval(proxy["true"][0], 3),
+            *_of_one(proxy, str(proxy["peak"])),
+            str(proxy["seeds"]),
+        ]
+        for name, proxy in chosen.items()
     ]
-    about = _KEPT.format(n=most, baseline=result["baseline"])
-    notes = _notes(found)
-    return Table(head, rows, "True reward of each proxy", note=f"{about} {notes}".strip())
+    ends = [fixed(oracle[i], 3) for i in (0, -1)]
+    rows.append(["the true reward itself", NOTHING, *ends, *[NOTHING] * 4])
+    head = ["proxy", "accuracy, %", "one answer", f"best of {most}", "peak at n", "kept, %"]
+    head += ["less baseline", "seeds"]
+    about = _KEPT.format(end=f"best of {most}", baseline=result["baseline"])
+    note = f"{about} {_ACCURACY} {_notes(chosen)}"
+    title = f"Best of {most}: true reward of the chosen answer"
+    return Table(head, rows, title, foot=1, note=note.strip())
 
 
-def _of_one(found: Result | None, place: Any) -> list[Cell]:
+def policy_table(result: Result, noise: str) -> Table | None:
+    """One row a proxy that PPO has searched."""
+    _, policies = _proxies(result, noise)
+    if not policies:
+        return None
+    rows: list[list[Cell]] = []
+    for name, proxy in policies.items():
+        start = NOTHING if proxy["true"] is None else interval(proxy["true"][0], 3)
+        place = NOTHING if proxy["true"] is None else f"step {proxy['steps'][proxy['peak']]}"
+        far = fixed(proxy["d"][-1], 2)
+        rows.append([name, start, *_of_one(proxy, place), far, str(len(proxy["seeds"]))])
+    head = ["proxy", "start", "end", "peak at", "kept, %", "less baseline", "d at the end", "seeds"]
+    note = _KEPT.format(end="the last evaluation", baseline=result["baseline"])
+    return Table(
+        head,
+        rows,
+        "PPO: true reward on held-out prompts",
+        note=f"{note} {_notes(policies)}".strip(),
+    )
+
+
+def _proxies(result: Result, noise: str) -> tuple[Result, Result]:
+    """Figures of the proxies that best-of-n and PPO have searched."""
+    found = result["noise"][noise]
+    return (found["best_of_n"] or {}).get("proxies", {}), found["ppo"] or {}
+
+
+def _most(result: Result, noise: str) -> int:
+    found = result["noise"][noise]["best_of_n"]
+    return found["sizes"][-1] if found else 0
+
+
+def _accuracy(result: Result, noise: str, name: str) -> str:
+    proxy = result["proxies"][name]
+    found = result["models"][noise].get(proxy.get("model") or proxy.get("ensemble_of"))
+    return NOTHING if found is None else fixed(found["mean"], 1, 100)
+
+
+def _of_one(found: Result, place: str) -> list[Cell]:
     """True reward at the end, the place of the peak, the share kept, less the baseline's."""
-    if found is None or found["true"] is None:
+    if found["true"] is None:
         return [NOTHING] * 4
     return [
         interval(found["true"][-1], 3),
-        place(found),
+        place,
         interval(found["kept"], 0, 100),
         NOTHING if found["versus"] is None else _signed(found["versus"]),
     ]
@@ -126,16 +184,12 @@ def _signed(found: Result) -> Figure:
     return Figure(fixed(found["mean"], 3, plus=True), shown.more)
 
 
-def _notes(found: Result) -> str:
+def _notes(proxies: Result) -> str:
     """Why a share has no interval."""
     of: dict[str, list[str]] = {}
-    for part, proxies in (
-        ("best-of-n", (found["best_of_n"] or {}).get("proxies", {})),
-        ("PPO", found["ppo"] or {}),
-    ):
-        for name, proxy in proxies.items():
-            if proxy["kept"] and proxy["kept"]["note"]:
-                of.setdefault(proxy["kept"]["note"], []).append(f"{name} ({part})")
+    for name, proxy in proxies.items():
+        if proxy["kept"] and proxy["kept"]["note"]:
+            of.setdefault(proxy["kept"]["note"], []).append(name)
     return " ".join(f"{', '.join(names)}: {note}." for note, names in of.items())
 
 
@@ -155,22 +209,25 @@ def _choice_charts(found: Result | None, names: list[str]) -> list[Chart]:
 def _policy_charts(found: Result | None, names: list[str]) -> list[Chart]:
     if not found:
         return []
-    true, own, far = [], [], []
+    true, over, own, far = [], [], [], []
     for name, proxy in found.items():
         place, steps = names.index(name), proxy["steps"]
         said = [f"step {step}" for step in steps]
         if proxy["true"] is not None:
             true.append(_curve(name, place, steps, proxy["true"], said))
+            if None not in proxy["d"]:
+                over.append(_curve(name, place, proxy["d"], proxy["true"], said))
         first = proxy["reward"][0]
         own.append(_plain(name, place, steps, [_above(r, first) for r in proxy["reward"]]))
         far.append(_plain(name, place, steps, proxy["d"]))
     drawn = (
         ("PPO: true reward on held-out prompts", true, "true reward", "step"),
+        ("PPO: true reward over distance", over, "true reward", _D),
         ("PPO: what the proxy sees, above its start", own, "proxy’s score", "step"),
-        ("PPO: distance from the start", far, _D, "step"),
+        ("PPO: distance from the start", far, "d = √KL", "step"),
     )
     return [
-        Chart(title, run_chart(title, curves, unit, across, whole=True), [])
+        Chart(title, run_chart(title, curves, unit, across, whole=across == "step"), [])
         for title, curves, unit, across in drawn
         if curves
     ]
