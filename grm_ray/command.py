@@ -78,12 +78,15 @@ def _parser(description: str) -> argparse.ArgumentParser:
 
 
 def _dry_run(config: Any, cluster: str | None) -> None:
-    from grm_ray.drivers.checks import check
+    from grm_ray.drivers.checks import check, rehearse
     from grm_ray.runtime.placement import declared, this_machine
 
     nodes = declared(Path(cluster)) if cluster else [this_machine()]
+    plan = check(config, nodes, elsewhere=cluster is not None)
+    if cluster is None:
+        rehearse(config)
     print(f"{config.job} job '{config.name}': the config is valid")
-    print(check(config, nodes, elsewhere=cluster is not None))
+    print(plan)
 
 
 def _interrupt(*_: Any) -> NoReturn:

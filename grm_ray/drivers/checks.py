@@ -21,10 +21,12 @@ from grm_ray.config.schema import Job, Model, Source, Workers
 from grm_ray.config.serve import ServeJob
 from grm_ray.data import sources
 from grm_ray.data.chat import ScoringContract
+from grm_ray.data.files import is_hub
 from grm_ray.data.sources import Prompt, Quarantine
 from grm_ray.drivers import reward_stages
 from grm_ray.drivers.best_of_n_ensembles import check_ensemble, check_ensembles
 from grm_ray.drivers.ppo_canaries import read_canaries
+from grm_ray.drivers.ppo_prompts import read_prompts
 from grm_ray.models import backbone
 from grm_ray.models.checkpoint import (
     check_reward_model,
@@ -247,6 +249,21 @@ def _ppo(config: PpoJob, plan: Plan, elsewhere: bool) -> None:
     reward_stages.check(config.reward, config.rollout.max_new_tokens, len(members))
     if config.guard is not None and config.guard.by == "disagreement" and len(members) == 1:
         raise ConfigError("guard.by: disagreement needs reward.members, or a head with members")
+
+
+def rehearse(config: Job) -> None:
+    """What a run finds out from its data before any worker starts, beyond `check`: for `--dry-run`.
+
+    Raises:
+        ConfigError: no prompt is left, or a reward model's chat template refuses them.
+    """
+    if not isinstance(config, PpoJob):
+        return
+    paths = [config.policy.path, *readers(config).values()]
+    local = [p for p in paths if p == backbone.EMBEDDED or Path(p).expanduser().is_dir()]
+    if len(local) == len(paths) and not is_hub(config.data.train.path):
+        train, held_out = read_prompts(config, Quarantine())
+        check_readable(config, backbone.resolve(config.policy.path), [*train, *held_out])
 
 
 def readers(config: PpoJob) -> dict[str, str]:

@@ -6,8 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from grm_ray.config.load import ConfigError, load
+from grm_ray.config.ppo import PpoJob
 from grm_ray.config.schema import Head, Model
 from grm_ray.data.chat import ScoringContract
+from grm_ray.drivers.checks import rehearse
 from grm_ray.models.backbone import load_causal_lm, load_tokenizer
 from grm_ray.models.checkpoint import save_reward_model
 from grm_ray.models.reward_model import RewardModel
@@ -124,3 +127,5 @@ def test_a_template_that_refuses_the_prompts_is_named_before_any_worker_starts(
     assert process.returncode == 2, output
     assert "reward.path: the chat template of" in output and "system, user" in output
     assert "no system turn" in output and "Traceback" not in output
+    with pytest.raises(ConfigError, match="refuses a conversation of system, user"):
+        rehearse(load(PpoJob, path))  # as --dry-run does
