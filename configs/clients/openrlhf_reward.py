@@ -7,6 +7,8 @@ have been trained with the same one.
 
 import json
 import os
+import time
+import urllib.error
 import urllib.request
 
 URL = os.environ.get("GRM_RAY_URL", "http://127.0.0.1:8700")
@@ -26,7 +28,22 @@ def reward_func(queries, prompts, labels=None, **_):
             "Authorization": f"Bearer {os.environ['GRM_RAY_SERVE_TOKEN']}",
         }
         request = urllib.request.Request(f"{URL}/get_reward", body, headers)
-        with urllib.request.urlopen(request, timeout=600) as reply:
+        with _patiently(request) as reply:
             found += json.load(reply)["rewards"]
     rewards = torch.tensor(found)
     return {"rewards": rewards, "scores": rewards, "extra_logs": {}}
+
+
+def _patiently(request, tries=8):
+    """The reply; while the service is busy or starting again it is asked once more."""
+    for left in reversed(range(tries)):
+        try:
+            return urllib.request.urlopen(request, timeout=600)
+        except urllib.error.HTTPError as error:
+            if error.code not in (429, 503) or not left:
+                raise
+        except urllib.error.URLError:
+            if not left:
+                raise
+        time.sleep(2 ** (tries - 1 - left) / 4)
+    raise AssertionError("unreachable")

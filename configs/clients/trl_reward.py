@@ -2,6 +2,8 @@
 
 import json
 import os
+import time
+import urllib.error
 import urllib.request
 
 URL = os.environ.get("GRM_RAY_URL", "http://127.0.0.1:8700")
@@ -15,7 +17,9 @@ def grm_reward(prompts, completions, **_):
         if isinstance(prompt, str):
             rows.append({"messages": [{"role": "user", "content": prompt}], "response": completion})
         else:
-            messages = [{"role": m["role"], "content": m["content"]} for m in prompt]
+            # What stands before the last answer (tools and their results) is conversation too.
+            said = [*prompt, *completion[:-1]]
+            messages = [{"role": m["role"], "content": m["content"] or ""} for m in said]
             rows.append({"messages": messages, "response": completion[-1]["content"]})
     scores = []
     for start in range(0, len(rows), ROWS):
@@ -25,6 +29,21 @@ def grm_reward(prompts, completions, **_):
             "Authorization": f"Bearer {os.environ['GRM_RAY_SERVE_TOKEN']}",
         }
         request = urllib.request.Request(f"{URL}/score", body, headers)
-        with urllib.request.urlopen(request, timeout=600) as reply:
+        with _patiently(request) as reply:
             scores += json.load(reply)["scores"]
     return scores
+
+
+def _patiently(request, tries=8):
+    """The reply; while the service is busy or starting again it is asked once more."""
+    for left in reversed(range(tries)):
+        try:
+            return urllib.request.urlopen(request, timeout=600)
+        except urllib.error.HTTPError as error:
+            if error.code not in (429, 503) or not left:
+                raise
+        except urllib.error.URLError:
+            if not left:
+                raise
+        time.sleep(2 ** (tries - 1 - left) / 4)
+    raise AssertionError("unreachable")

@@ -14,7 +14,8 @@ from grm_ray.config.schema import Dtype, Job, Name, PairSource, Positive, Rate, 
 class Limits(Section):
     """What one may ask for; who asks for more is told so, and nobody else suffers.
 
-    `rows` and `bytes`: of one request. `waiting_rows`: of all requests under way; beyond it 503.
+    `rows` and `bytes`: of one request. `waiting_rows` and `waiting_bytes`: of all requests under
+    way; beyond it 503.
     `connections`: open at a time; beyond it 503. `requests_per_second`: of one address, as many at
     once; beyond it 429. `seconds_to_send`: for the head of a request, and for its body; 408.
     """
@@ -22,9 +23,16 @@ class Limits(Section):
     rows: Positive = 512
     bytes: Positive = 4_194_304
     waiting_rows: Positive = 8192
+    waiting_bytes: Positive = 268_435_456
     connections: Positive = 1024
-    requests_per_second: Rate = 200.0
+    requests_per_second: Rate = 2000.0
     seconds_to_send: Rate = 10.0
+
+    @model_validator(mode="after")
+    def _one_request_may_wait(self) -> Limits:
+        if self.waiting_rows < self.rows or self.waiting_bytes < self.bytes:
+            raise ValueError("waiting_rows and waiting_bytes: less than one request may have")
+        return self
 
 
 class ServeJob(Job):

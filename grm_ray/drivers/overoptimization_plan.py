@@ -162,8 +162,9 @@ def policies(
         return {}
     found = {}
     for noise in config.flips:
-        for name, proxy in config.proxies.items():
-            for seed in config.seeds[: config.ppo_seeds]:
+        # Seed by seed: a study that is stopped has compared all proxies on the first ones.
+        for seed in config.seeds[: config.ppo_seeds]:
+            for name, proxy in config.proxies.items():
                 wanted = [seed] if proxy.model is not None else config.seeds
                 members = {s: models[noise, proxy.trained, s] for s in wanted}
                 folders = {s: str(folder / "cells" / k / "model") for s, k in members.items()}

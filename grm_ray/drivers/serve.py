@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import h11
 import numpy as np
 import pyarrow as pa
 import torch
 import uvicorn
+import yaml
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from grm_ray.config.load import ConfigError
@@ -34,7 +34,7 @@ from grm_ray.models.checkpoint import check_reward_model, local_folder
 from grm_ray.rewards.aggregate import MemberNormalizer
 from grm_ray.runtime import cluster
 from grm_ray.runtime.http_service import app
-from grm_ray.runtime.pool import Pool
+from grm_ray.runtime.pool import Pool, PoolFailed
 from grm_ray.runtime.service import ScoringService, score_once
 from grm_ray.workers.scorer import Scorer
 
@@ -57,16 +57,20 @@ def run(config: ServeJob, resume: bool = False) -> None:
     fingerprints = [check_reward_model(path)["fingerprint"] for path in config.models.values()]
     wanted = bundles_of(config)
     with cluster.session(wanted):
-        again = (Path(config.runs).expanduser() / config.name / "config.yaml").is_file()
-        folder = open_run(config, resume or again)
+        folder = open_run(config, resume or _was_here(config))
         token = _token(folder)
         with cluster.placement_group(wanted) as placed:
-            pool = _pool(config, folder, placed, wanted)
-            for found in pool.wait_ready(config.timeout_s):
-                if found != fingerprints:
-                    raise RuntimeError(f"a scorer loaded reward models {found}")
+            pool = _pool(config, folder, placed, wanted, fingerprints)
+            pool.wait_ready(config.timeout_s)
             aggregate = _aggregate(config, pool)
-            service = ScoringService(pool, config.rows_per_batch, config.limits.waiting_rows)
+            limits = config.limits
+            service = ScoringService(
+                pool,
+                config.rows_per_batch,
+                limits.waiting_rows,
+                limits.waiting_bytes,
+                config.timeout_s,
+            )
             service.start()
             try:
                 names = list(config.models)
@@ -79,8 +83,32 @@ def run(config: ServeJob, resume: bool = False) -> None:
                 stop_scorers(pool)
 
 
-def _pool(config: ServeJob, folder: Path, placed: Any, wanted: list) -> Pool:
+def _was_here(config: ServeJob) -> bool:
+    """Whether this service was started before.
+
+    Raises:
+        ConfigError: the folder is that of another job.
+    """
+    file = Path(config.runs).expanduser() / config.name / "config.yaml"
+    if not file.is_file():
+        return False
+    job = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("job")
+    if job != config.job:
+        raise ConfigError(f"name: {file.parent} is the folder of a run ({job}); take another name")
+    return True
+
+
+def _pool(
+    config: ServeJob, folder: Path, placed: Any, wanted: list, fingerprints: list[str]
+) -> Pool:
     workers = config.workers
+
+    def admit(_: Any, found: list[str]) -> None:
+        if found != fingerprints:
+            raise PoolFailed(
+                "a reward model is not the one that it was at the start: its folder has been "
+                "written anew; start the service again"
+            )
 
     def spawn(slot: int) -> tuple[Any, Any]:
         options = cluster.worker_options(placed, wanted, wanted[slot], workers.threads)
@@ -96,7 +124,13 @@ def _pool(config: ServeJob, folder: Path, placed: Any, wanted: list) -> Pool:
         )
         return worker, worker.start.remote()
 
-    return Pool("scorer", spawn, workers.count, say=lambda message: print(message, flush=True))
+    return Pool(
+        "scorer",
+        spawn,
+        workers.count,
+        admit=admit,
+        say=lambda message: print(message, flush=True),
+    )
 
 
 def _aggregate(config: ServeJob, pool: Pool) -> Callable[[np.ndarray], np.ndarray]:
@@ -132,19 +166,29 @@ def reference_rows(source: PairSource, seed: int) -> pa.Table:
 
 
 def _token(folder: Path) -> str:
-    """What requests must bring: from the environment, or made and kept in the run's folder."""
-    given = os.environ.get(TOKEN_VARIABLE, "")
-    if given:
-        if len(given) < 16:
-            raise ConfigError(f"{TOKEN_VARIABLE}: 16 characters or more, or leave it out")
-        return given
+    """What requests must bring: from the environment, or made and kept in the run's folder.
+
+    Raises:
+        ConfigError: it is too short to keep anybody out.
+    """
     path = folder / TOKEN_FILE
-    if path.exists():
-        return path.read_text(encoding="utf-8").strip()
-    made = secrets.token_urlsafe(32)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(made + "\n")
-    return made
+    where, token = TOKEN_VARIABLE, os.environ.get(TOKEN_VARIABLE)
+    if token is None:
+        if not path.exists():
+            fresh = path.with_name(f"{TOKEN_FILE}.new")
+            fresh.unlink(missing_ok=True)
+            with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(secrets.token_urlsafe(32) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(path)
+        where, token = str(path), path.read_text(encoding="utf-8")
+    token = token.strip()
+    if len(token) < 16 or not token.isascii():
+        raise ConfigError(
+            f"{where}: a token has 16 ASCII characters or more; remove it for a new one"
+        )
+    return token
 
 
 def _serve(config: ServeJob, served: Any, service: ScoringService, folder: Path) -> None:
@@ -160,12 +204,18 @@ def _serve(config: ServeJob, served: Any, service: ScoringService, folder: Path)
             log_level="critical",
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # or whoever asks could name any address as his
             limit_concurrency=limits.connections,
             timeout_keep_alive=max(1, round(limits.seconds_to_send)),
             timeout_graceful_shutdown=30,
         )
     )
-    asyncio.run(_until_over(server, service, config, folder))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        asyncio.run(_until_over(server, service, config, folder))
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     if isinstance(service.failed, Exception):
         raise RuntimeError(f"the scorers are gone: {service.failed}")
 
@@ -192,8 +242,11 @@ async def _until_over(
     task = asyncio.create_task(server.serve(sockets=sockets))
     while not server.started and not task.done():
         await asyncio.sleep(0.05)
-    where = TOKEN_VARIABLE if os.environ.get(TOKEN_VARIABLE) else os.path.relpath(folder / "token")
-    print(f"serving on http://{config.host}:{port}, token in {where}", flush=True)
+    if task.done():
+        return await task
+    where = TOKEN_VARIABLE if TOKEN_VARIABLE in os.environ else os.path.relpath(folder / TOKEN_FILE)
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    print(f"serving on http://{host}:{port}, token in {where}", flush=True)
     if config.host not in _LOCAL:
         print(
             f"warning: {config.host} can be reached from other machines, in plain HTTP: put a "
@@ -220,28 +273,36 @@ def _bound(config: ServeJob) -> socket.socket:
 
 
 def _patient(seconds: float) -> type[H11Protocol]:
-    """A connection that does not send the head of a request within `seconds` is closed: uvicorn
-    waits for ever, and a few such clients would take all connections."""
+    """Connections on which nothing is being answered are closed after `seconds`: uvicorn waits for
+    ever for the head of a request, for a body that nobody reads and for an answer to be taken, and
+    a few such clients would take all connections."""
 
     class Patient(H11Protocol):
+        _timer: asyncio.TimerHandle | None = None
+
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self._wait_for_head()
+            self._watch()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._timer.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
             super().connection_lost(exc)
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            self._timer.cancel()
-            self._wait_for_head()
+            self._watch()  # from now on the next request is waited for
 
-        def _wait_for_head(self) -> None:
-            self._timer = self.loop.call_later(seconds, self._close_if_silent)
+        def _watch(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self.loop.call_later(seconds, self._look)
 
-        def _close_if_silent(self) -> None:
-            if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
-                self.transport.close()
+        def _look(self) -> None:
+            at_work = self.cycle is not None and not self.cycle.response_complete
+            if at_work and not self.flow.write_paused:
+                self._watch()
+            else:
+                self.transport.abort()
 
     return Patient

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 import jinja2
 import numpy as np
@@ -17,6 +17,9 @@ from grm_ray.models.backbone import load_tokenizer
 from grm_ray.models.checkpoint import load_reward_model, local_folder
 from grm_ray.models.scoring import score_rows, score_rows_by_all
 from grm_ray.models.shared_layers import share_layers, share_weights
+
+# Hardly a token is longer, white space aside.
+_CHARACTERS_A_TOKEN = 64
 
 
 class RewardReader:
@@ -134,15 +137,19 @@ class RewardReader:
 
     def _as_it_stands(self, prompt: str, response: str) -> tuple[list[int], list[int]] | None:
         """Text that carries its template already, as its tokens; None where there is none."""
-        asked, answer = (
-            self._tokenizer(text, add_special_tokens=False)["input_ids"]
-            for text in (prompt, response)
-        )
-        if self._contract.layout == "answer":
-            special = set(self._tokenizer.all_special_ids)
-            while answer and answer[-1] in special:  # its end, which the contract writes itself
-                answer = answer[:-1]
-            answer = self._contract.close(answer) if answer else []
+        contract, tokenizer = self._contract, self._tokenizer
+        most = _CHARACTERS_A_TOKEN * contract.max_length  # what is cut off anyway is not read
+        ended = response.rstrip()
+        if ended.endswith(tuple(tokenizer.all_special_tokens)):
+            response = ended  # templates write a line's end after the end of a turn
+        asked = tokenizer(prompt[-most:], add_special_tokens=contract.special_tokens_twice)
+        said = tokenizer(response[-most:], add_special_tokens=False)
+        asked, answer = asked["input_ids"] if prompt else [], said["input_ids"]
+        if contract.layout == "answer":
+            answer = _without_last(answer, set(tokenizer.all_special_ids))
+            answer = contract.close(answer) if answer or asked else []
+        else:
+            answer = _without_last(answer, {contract.passed_over_id})
         if not asked:
             asked, answer = answer[:1], answer[1:]
         return (asked, answer) if asked and answer else None
@@ -189,6 +196,14 @@ class RewardReader:
 
     def _without_stop(self, answer: list[int]) -> list[int]:
         return answer[:-1] if answer and answer[-1] in self._stops else answer
+
+
+def _without_last(tokens: list[int], these: Container[int | None]) -> list[int]:
+    """`tokens` up to the last one that is none of `these`."""
+    end = len(tokens)
+    while end and tokens[end - 1] in these:
+        end -= 1
+    return tokens[:end]
 
 
 class RewardReaders:

@@ -17,7 +17,14 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
@@ -30,6 +37,8 @@ from grm_ray.runtime.service import Busy, Refused, ScoringService
 # Scores (B, K) of all models -> (B,).
 Aggregate = Callable[[np.ndarray], np.ndarray]
 _ADDRESSES = 4096  # remembered for their rates
+_QUICK = 65_536  # bytes that are read at once; what is larger does not hold up others
+_PATIENCE_S = 1.0  # between looks whether whoever asked is still there
 _OUR_ROLES = Literal["system", "user", "assistant", "tool", "developer"]
 
 
@@ -54,7 +63,7 @@ class _Row(_Form):
     """An answer to a conversation, or plain text (`prompt` and `response`) in the model's own
     template."""
 
-    messages: Annotated[list[_Message], Field(min_length=1)] | None = None
+    messages: Annotated[list[_Message], Field(min_length=1), FailFast()] | None = None
     prompt: str | None = None
     response: str
 
@@ -68,22 +77,22 @@ class _Row(_Form):
 
 
 class _Score(_Form):
-    rows: list[_Row]
+    rows: Annotated[list[_Row], FailFast()]
 
 
 class _GetReward(_Form):
     """OpenRLHF's `--reward.remote_url`: texts as the policy read and wrote them."""
 
-    query: list[str]
-    prompts: list[str] | None = None
+    query: Annotated[list[str], FailFast()]
+    prompts: Annotated[list[str], FailFast()] | None = None
 
 
 class _Classify(_Form):
     """vLLM's `/classify`."""
 
     model: str | None = None
-    input: str | list[str] | None = None
-    messages: Annotated[list[_Message], Field(min_length=2)] | None = None
+    input: str | Annotated[list[str], FailFast()] | None = None
+    messages: Annotated[list[_Message], Field(min_length=2), FailFast()] | None = None
 
     @model_validator(mode="after")
     def _one_of_two(self) -> _Classify:
@@ -108,11 +117,13 @@ def app(
     """
     gate = _Gate(token, limits)
 
-    def posted(form: type[_Form], answer: Callable[[Any], Awaitable[dict[str, Any]]]) -> Any:
+    def posted(
+        form: type[_Form], answer: Callable[[Any, Request], Awaitable[dict[str, Any]]]
+    ) -> Any:
         async def endpoint(request: Request) -> JSONResponse:
             try:
                 gate.check(request)
-                return JSONResponse(await answer(await _read(request, form, limits)))
+                return JSONResponse(await answer(await _read(request, form, limits), request))
             except Wrong as wrong:
                 return JSONResponse({"error": wrong.message}, wrong.status, wrong.headers)
             except ClientDisconnect:
@@ -120,11 +131,11 @@ def app(
 
         return endpoint
 
-    async def scores(rows: list[tuple[str | None, str | None, str]]) -> np.ndarray:
-        return await _scores(service, rows, limits)
+    async def scores(rows: list[tuple[str | None, str | None, str]], asked: Request) -> np.ndarray:
+        return await _scores(service, rows, limits, asked)
 
-    async def score(form: _Score) -> dict[str, Any]:
-        found_BK = await scores([_plain(row) for row in form.rows])
+    async def score(form: _Score, asked: Request) -> dict[str, Any]:
+        found_BK = await scores([_plain(row) for row in form.rows], asked)
         answer: dict[str, Any] = {
             "scores": aggregate(found_BK).tolist(),
             "fingerprint": fingerprint,
@@ -133,18 +144,19 @@ def app(
             answer["members"] = dict(zip(names, found_BK.T.tolist(), strict=True))
         return answer
 
-    async def get_reward(form: _GetReward) -> dict[str, Any]:
+    async def get_reward(form: _GetReward, asked: Request) -> dict[str, Any]:
         prompts = [""] * len(form.query) if form.prompts is None else form.prompts
         if len(prompts) != len(form.query):
             raise Wrong(400, f"prompts: {len(prompts)} of them for {len(form.query)} queries")
-        for number, (query, prompt) in enumerate(zip(form.query, prompts, strict=True)):
-            if not query.startswith(prompt):
-                raise Wrong(400, f"query {number} does not begin with its prompt")
-        rows = [(None, p, q[len(p) :]) for q, p in zip(form.query, prompts, strict=True)]
-        found = aggregate(await scores(rows)).tolist()
+        # A query whose prompt was cut on its way does not begin with it: it is scored as a whole.
+        parted = [
+            (p, q[len(p) :]) if q.startswith(p) else ("", q)
+            for q, p in zip(form.query, prompts, strict=True)
+        ]
+        found = aggregate(await scores([(None, p, r) for p, r in parted], asked)).tolist()
         return {"rewards": found, "scores": found, "extra_logs": {}}
 
-    async def classify(form: _Classify) -> dict[str, Any]:
+    async def classify(form: _Classify, asked: Request) -> dict[str, Any]:
         if form.messages is not None:
             *before, last = form.messages
             if last.role != "assistant":
@@ -153,12 +165,12 @@ def app(
         else:
             texts = [form.input] if isinstance(form.input, str) else form.input or []
             rows = [(None, "", text) for text in texts]
-        found = aggregate(await scores(rows)).tolist()
+        found = aggregate(await scores(rows, asked)).tolist()
         return {
             "id": f"classify-{time.time_ns():x}",
             "object": "list",
             "created": int(time.time()),
-            "model": form.model or names[0],
+            "model": names[0],
             "data": [
                 {"index": i, "label": "LABEL_0", "probs": [value], "num_classes": 1}
                 for i, value in enumerate(found)
@@ -181,11 +193,13 @@ def app(
 
 
 class _Gate:
-    """Lets in who has the token, each address as often as it may: a bucket that fills again."""
+    """Lets in who has the token, each address as often as it may."""
 
     def __init__(self, token: str, limits: Limits) -> None:
-        self._token, self._rate = token.encode(), limits.requests_per_second
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._token = token.encode()
+        # Who has no token cannot use up what those have who share its address.
+        self._served = _Buckets(limits.requests_per_second)
+        self._refused = _Buckets(limits.requests_per_second)
 
     def check(self, request: Request) -> None:
         """
@@ -193,18 +207,30 @@ class _Gate:
             Wrong: 401 without the token, 429 too often.
         """
         address = request.client.host if request.client else ""
-        now, most = time.monotonic(), max(1.0, self._rate)
-        left, then = self._buckets.pop(address, (most, now))
-        left = min(most, left + (now - then) * self._rate)
-        self._buckets[address] = (max(0.0, left - 1), now)
-        if len(self._buckets) > _ADDRESSES:
-            self._buckets.popitem(last=False)
-        if left < 1:
-            raise Wrong(429, "too many requests", {"Retry-After": "1"})
         kind, _, given = request.headers.get("authorization", "").partition(" ")
-        right = hmac.compare_digest(given.strip().encode(), self._token)
-        if kind.lower() != "bearer" or not right:
+        right = hmac.compare_digest(given.strip().encode("utf-8", "replace"), self._token)
+        right = right and kind.lower() == "bearer"
+        if not (self._served if right else self._refused).take(address):
+            raise Wrong(429, "too many requests", {"Retry-After": "1"})
+        if not right:
             raise Wrong(401, "no valid token", {"WWW-Authenticate": "Bearer"})
+
+
+class _Buckets:
+    """Of each address one that fills again at `rate` a second and holds as much as one second."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate, self._most = rate, max(1.0, rate)
+        self._of: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, address: str) -> bool:
+        now = time.monotonic()
+        left, then = self._of.pop(address, (self._most, now))
+        left = min(self._most, left + (now - then) * self._rate)
+        self._of[address] = (left - 1 if left >= 1 else left, now)
+        if len(self._of) > _ADDRESSES:
+            self._of.popitem(last=False)
+        return left >= 1
 
 
 async def _read(request: Request, form: type[_Form], limits: Limits) -> _Form:
@@ -229,6 +255,16 @@ async def _read(request: Request, form: type[_Form], limits: Limits) -> _Form:
             f"the body did not come within {limits.seconds_to_send:g} s",
             {"Connection": "close"},
         ) from None
+    if len(body) < _QUICK:
+        return _parsed(body, form)
+    return await asyncio.to_thread(_parsed, body, form)
+
+
+def _parsed(body: bytearray, form: type[_Form]) -> _Form:
+    """
+    Raises:
+        Wrong: 400.
+    """
     try:
         given = json.loads(body)
     except (ValueError, RecursionError):
@@ -249,7 +285,10 @@ def _plain(row: _Row) -> tuple[str | None, str | None, str]:
 
 
 async def _scores(
-    service: ScoringService, rows: list[tuple[str | None, str | None, str]], limits: Limits
+    service: ScoringService,
+    rows: list[tuple[str | None, str | None, str]],
+    limits: Limits,
+    asked: Request,
 ) -> np.ndarray:
     """`(B, K)`.
 
@@ -266,7 +305,12 @@ async def _scores(
     except (pa.ArrowException, UnicodeError):
         raise Wrong(400, "a text is no valid Unicode") from None
     try:
-        found_BK = await asyncio.wrap_future(service.ask(table))
+        future = asyncio.wrap_future(service.ask(table))
+        while not (await asyncio.wait([future], timeout=_PATIENCE_S))[0]:
+            if await asked.is_disconnected():
+                future.cancel()
+                raise Wrong(400, "gone")
+        found_BK = future.result()
     except Busy as busy:
         raise Wrong(503, str(busy), {"Retry-After": "1"}) from None
     except Refused as refused:

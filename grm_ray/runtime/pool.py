@@ -34,7 +34,8 @@ class Work:
 
 @dataclass(frozen=True)
 class Event:
-    """What happened: a streamed `item`, a `result`, the `end` of a stream, or `lost` work."""
+    """What happened: a streamed `item`, a `result`, the `end` of a stream, or `lost` work, whose
+    value says whether it was at work, not only at hand, when the worker died."""
 
     kind: Literal["item", "result", "end", "lost"]
     work: Work
@@ -107,6 +108,15 @@ class Pool:
     def works(self) -> list[Work]:
         """What is not finished, given out or not."""
         return [w for member in self._members for _, w in member.work] + list(self._line)
+
+    @property
+    def busy(self) -> list[Any]:
+        """Handles of those who have work in hand."""
+        return [member.handle for member in self._members if member.work]
+
+    def pardon(self) -> None:
+        """The deaths so far were not the workers' fault: they do not count any more."""
+        self._deaths = 0
 
     def owns(self, ref: Any) -> bool:
         return any(ref is own for own in self.waitables())
@@ -204,7 +214,7 @@ class Pool:
         if self._deaths > self._max:
             raise PoolFailed(f"{self.role} died {self._deaths} times in a row: {cause}") from cause
         self._say(f"{self.role} {member.slot} died and is replaced")
-        lost = [Event("lost", work) for _, work in member.work]
+        lost = [Event("lost", work, place == 0) for place, (_, work) in enumerate(member.work)]
         member.work = []
         member.ready = False
         ray.kill(member.handle)

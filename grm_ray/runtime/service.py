@@ -2,25 +2,28 @@
 
 A thread feeds the pool, because the pool blocks on Ray; whoever asks gets a future. Requests that
 wait are put together into batches. What fails in company is tried alone, so that only the request
-at fault is refused.
+at fault is refused; a request of which a scorer dies twice, once with nothing beside it, is refused
+then and whenever it comes again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import threading
-from collections import deque
+import time
+from collections import OrderedDict, deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 
 from grm_ray.runtime.pool import Event, Pool, Work
 
 _LOOK_S = 0.02  # how long new requests may lie while the pool is at work
+_REMEMBERED = 1024  # requests that killed scorers
 
 
 class Refused(ValueError):
@@ -28,15 +31,25 @@ class Refused(ValueError):
 
 
 class Busy(RuntimeError):
-    """Too many rows wait, or the scorers are gone; try again later."""
+    """Too much waits, or the scorers are gone; try again later."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Request:
     rows: pa.Table
     future: Future = field(default_factory=Future)
-    alone: bool = False
-    deaths: int = 0  # of scorers that had it in hand
+    begun: bool = False
+    deaths: int = 0  # of scorers that were at work on it
+
+    @property
+    def suspect(self) -> bool:
+        """It is tried alone, and no other suspect meanwhile."""
+        return self.deaths > 0
+
+    @property
+    def digest(self) -> bytes:
+        told = repr(self.rows.to_pylist()).encode("utf-8", "surrogatepass")
+        return hashlib.sha256(told).digest()
 
 
 class ScoringService(threading.Thread):
@@ -45,43 +58,45 @@ class ScoringService(threading.Thread):
     Args:
         pool: of `workers.scorer.Scorer`, ready.
         rows_per_batch: rows that a scorer gets at once; a larger request goes as it is.
-        most_waiting: rows of all requests under way.
+        most_rows, most_bytes: of all requests under way.
+        timeout_s: seconds without an answer after which scorers with work count as dead.
 
     Attributes:
         failed: why the service is over, None while it is not.
     """
 
-    def __init__(self, pool: Pool, rows_per_batch: int, most_waiting: int) -> None:
+    def __init__(
+        self, pool: Pool, rows_per_batch: int, most_rows: int, most_bytes: int, timeout_s: float
+    ) -> None:
         super().__init__(name="scoring service", daemon=True)
         self.failed: BaseException | None = None
-        self._pool, self._batch, self._most = pool, rows_per_batch, most_waiting
+        self._pool, self._batch, self._timeout = pool, rows_per_batch, timeout_s
+        self._most_rows, self._most_bytes = most_rows, most_bytes
         self._asked: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._waiting: deque[_Request] = deque()
-        self._lock, self._rows, self._working = threading.Lock(), 0, 0
-
-    @property
-    def rows_under_way(self) -> int:
-        return self._rows
-
-    @property
-    def replaced(self) -> int:
-        """Scorers that died and were replaced."""
-        return self._pool.replaced
+        self._suspects: deque[_Request] = deque()
+        self._suspected = False  # whether one of them is being tried
+        self._deadly: OrderedDict[bytes, None] = OrderedDict()
+        self._lock, self._rows, self._bytes, self._working = threading.Lock(), 0, 0, 0
+        self._heard = time.monotonic()
 
     def ask(self, rows: pa.Table) -> Future:
         """A future of the scores `(B, K)` of `ASKED` rows; it may hold `Refused` or `Busy`.
 
         Raises:
-            Busy: too many rows wait, or the service is over.
+            Busy: too much waits, or the service is over.
         """
         request = _Request(rows)
         with self._lock:
             if self.failed is not None:
                 raise Busy("the scorers are gone")
-            if self._rows + rows.num_rows > self._most:
-                raise Busy(f"{self._rows} rows are waiting, {self._most} may")
+            if self._rows + rows.num_rows > self._most_rows:
+                raise Busy(f"{self._rows} rows are waiting, {self._most_rows} may")
+            if self._bytes + rows.nbytes > self._most_bytes:
+                raise Busy(f"{self._bytes} bytes are waiting, {self._most_bytes} may")
             self._rows += rows.num_rows
-        self._asked.put(request)
+            self._bytes += rows.nbytes
+            self._asked.put(request)
         return request.future
 
     def stop(self) -> None:
@@ -102,35 +117,57 @@ class ScoringService(threading.Thread):
         while not self._asked.empty():
             if (request := self._asked.get()) is not None:
                 self._waiting.append(request)
-        held = [r for member in self._pool.works() for r in member.payload]
-        for request in [*self._waiting, *held]:
+        held = [request for work in self._pool.works() for request in work.payload]
+        for request in [*self._waiting, *self._suspects, *held]:
             self._fail(request, Busy("the scorers are gone"))
 
     # ------------------------------------------------------------------ inside
 
     def _take(self) -> bool:
         """New requests into the line, waiting for one where there is nothing else to do."""
-        idle = not (self._waiting or self._working)
+        idle = not (self._waiting or self._suspects or self._working)
         while idle or not self._asked.empty():
             request = self._asked.get()
             if request is None:
                 return False
-            self._waiting.append(request)
+            if self._deadly and request.digest in self._deadly:
+                self._fail(request, Refused("a scorer died of these rows before"))
+            else:
+                self._waiting.append(request)
             idle = False
         return True
 
     def _give(self) -> None:
         """Batches to the pool, two a scorer: one at work, one at hand."""
-        while self._waiting and self._working < 2 * len(self._pool.handles):
-            batch = [self._waiting.popleft()]
-            rows = batch[0].rows.num_rows
-            while self._waiting and not (batch[0].alone or self._waiting[0].alone):
-                rows += self._waiting[0].rows.num_rows
-                if rows > self._batch:
+        if not self._working:
+            self._heard = time.monotonic()
+        if self._suspects and not self._suspected and not self._working:
+            # With nothing beside it: whoever dies now dies of this.
+            self._suspected = True
+            self._submit([self._suspects.popleft()])
+        while (
+            self._waiting
+            and not (self._suspected or self._suspects)
+            and self._working < 2 * len(self._pool.handles)
+        ):
+            batch: list[_Request] = []
+            rows = 0
+            while self._waiting:
+                request = self._waiting[0]
+                if not request.begun and not request.future.set_running_or_notify_cancel():
+                    self._done(self._waiting.popleft())  # whoever asked is gone
+                    continue
+                request.begun = True
+                rows += request.rows.num_rows
+                if batch and rows > self._batch:
                     break
                 batch.append(self._waiting.popleft())
-            self._working += 1
-            self._pool.submit(_work(batch))
+            if batch:
+                self._submit(batch)
+
+    def _submit(self, batch: list[_Request]) -> None:
+        self._working += 1
+        self._pool.submit(_work(batch))
 
     def _look(self) -> None:
         waiting = self._pool.waitables()
@@ -138,46 +175,54 @@ class ScoringService(threading.Thread):
             return
         ready, _ = ray.wait(waiting, num_returns=1, timeout=_LOOK_S, fetch_local=False)
         for ref in ready:
+            self._heard = time.monotonic()
             for event in self._pool.handle(ref):
                 self._on(event)
+        if self._working and time.monotonic() - self._heard > self._timeout:
+            self._heard = time.monotonic()
+            for handle in self._pool.busy:
+                silent = TimeoutError(f"no answer for {self._timeout} s")
+                for event in self._pool.replace_dead(handle, silent):
+                    self._on(event)
 
     def _on(self, event: Event) -> None:
         batch: list[_Request] = event.work.payload
         self._working -= 1
+        tried = len(batch) == 1 and batch[0].suspect
+        self._suspected = self._suspected and not tried
         if event.kind == "lost":
-            self._lost(batch)
+            self._lost(batch, at_work=bool(event.value))
             return
         scores_BK, reason = event.value
         if scores_BK is not None:
             start = 0
             for request in batch:
                 end = start + request.rows.num_rows
-                self._answer(request, scores_BK[start:end])
+                self._done(request)
+                request.future.set_result(scores_BK[start:end])
                 start = end
         elif len(batch) > 1:
-            self._one_by_one(batch)
+            for request in batch:
+                self._submit([request])
         else:
             self._fail(batch[0], Refused(reason))
 
-    def _lost(self, batch: list[_Request]) -> None:
-        """A scorer died. If one of these requests kills it, it is to be found out before the pool
-        gives up (`Pool.max_replacements`)."""
+    def _lost(self, batch: list[_Request], at_work: bool) -> None:
+        """A scorer died. Who was at work is suspected, and tried alone; who only lay at hand goes
+        back into the line."""
+        if not at_work:
+            self._waiting.extendleft(reversed(batch))
+            return
         for request in batch:
             request.deaths += 1
-        if len(batch) == 1 and batch[0].deaths > 2:
-            self._fail(batch[0], Refused("every scorer that was given these rows died"))
+        if len(batch) == 1 and batch[0].deaths > 1:
+            self._pool.pardon()
+            self._deadly[batch[0].digest] = None
+            if len(self._deadly) > _REMEMBERED:
+                self._deadly.popitem(last=False)
+            self._fail(batch[0], Refused("scorers die of these rows"))
         else:
-            self._one_by_one(batch)
-
-    def _one_by_one(self, batch: list[_Request]) -> None:
-        for request in batch:
-            request.alone = True
-        self._waiting.extendleft(reversed(batch))
-
-    def _answer(self, request: _Request, scores_BK: np.ndarray) -> None:
-        self._done(request)
-        if not request.future.cancelled():
-            request.future.set_result(scores_BK)
+            self._suspects.extend(batch)
 
     def _fail(self, request: _Request, error: Exception) -> None:
         self._done(request)
@@ -187,6 +232,7 @@ class ScoringService(threading.Thread):
     def _done(self, request: _Request) -> None:
         with self._lock:
             self._rows -= request.rows.num_rows
+            self._bytes -= request.rows.nbytes
 
 
 def _work(batch: list[_Request]) -> Work:
@@ -201,7 +247,7 @@ def score_once(pool: Pool, rows: pa.Table, timeout_s: float) -> Any:
         Busy: no scorer answered in time.
         Refused: as `ScoringService.ask`.
     """
-    service = ScoringService(pool, rows.num_rows, rows.num_rows)
+    service = ScoringService(pool, rows.num_rows, rows.num_rows, rows.nbytes, timeout_s)
     service.start()
     try:
         return service.ask(rows).result(timeout_s)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import traceback
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -87,12 +90,20 @@ class Scorer:
     @traced
     def answer(self, asked: pa.Table) -> tuple[np.ndarray | None, str]:
         """`(B, K)` scores of `ASKED` rows, one a model, NaN where a template refuses or there is no
-        text; or None, and what went wrong: whoever asked for the impossible must not end us."""
+        text; or None, and what of the rows is at fault.
+
+        What is not theirs (a broken device, no memory) ends this process, so that another one takes
+        its place.
+        """
         try:
             scores = self._models.member_scores(asked)
             return np.stack([by_member.mean(axis=1) for by_member in scores], axis=1), ""
-        except Exception as error:  # noqa: BLE001 - a stranger's row may raise anything
-            return None, f"{type(error).__name__}: {error}"
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            return None, type(error).__name__
+        except Exception:
+            traceback.print_exc()  # goes to this worker's log
+            sys.stderr.flush()
+            os._exit(1)
 
     def _scores(self, rollouts: pa.Table) -> pa.Table:
         scores = self._models.member_scores(rollouts)

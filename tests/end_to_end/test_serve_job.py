@@ -1,6 +1,7 @@
 """`python -m grm_ray.serve` on the real stack: who is let in, in which forms, and what it bears."""
 
 import concurrent.futures
+import contextlib
 import importlib.util
 import json
 import os
@@ -101,6 +102,14 @@ def test_every_form_gives_the_model_s_own_scores(served, expected):
         status, found = ask(served, "/get_reward", body)
         assert found["rewards"] == found["scores"] == pytest.approx(scores, abs=1e-5)
         assert found["extra_logs"] == {}
+    # A prompt that was cut on its way, an answer that ends at once, a line's end after the end.
+    body = {"query": [prompt + TEXTS[0]], "prompts": ["something longer " + prompt]}
+    assert ask(served, "/get_reward", body)[1]["rewards"] == pytest.approx(scores[:1], abs=1e-5)
+    body = {"query": [prompt + end], "prompts": [prompt]}
+    assert ask(served, "/get_reward", body)[0] == 200
+    row = {"prompt": prompt, "response": TEXTS[0] + end + "\n"}
+    found = ask(served, "/score", {"rows": [row]})[1]
+    assert found["scores"] == pytest.approx(scores[:1], abs=1e-5)
     status, found = ask(served, "/classify", {"model": "any", "input": prompt + TEXTS[0] + end})
     (row,) = found["data"]
     assert row["probs"] == pytest.approx(scores[:1], abs=1e-5) and row["num_classes"] == 1
@@ -156,6 +165,7 @@ def test_whoever_has_no_token_is_refused(served):
         ("/score", b"[" * 50_000, 400, "the body is no JSON"),
         ("/score", {}, 400, "rows: Field required"),
         ("/score", {"rows": []}, 400, "no row to score"),
+        ("/score", {"rows": [0] * 30_000}, 400, r"rows\.0"),
         ("/score", {"rows": [{"response": "x"}]}, 400, "give messages .* or prompt"),
         ("/score", {"rows": [{"prompt": 3, "response": "x"}]}, 400, r"rows\.0\.prompt"),
         ("/score", {"rows": [{"messages": [], "response": "x"}]}, 400, r"rows\.0\.messages"),
@@ -163,7 +173,6 @@ def test_whoever_has_no_token_is_refused(served):
         ("/score", rows(["x"] * 65), 413, "65 rows; 64 may come"),
         ("/score", rows(["x" * 100_000]), 413, "more than 100000 bytes"),
         ("/score", {"rows": [{"prompt": "a", "response": "\ud800"}]}, 400, "valid Unicode"),
-        ("/get_reward", {"query": ["ab"], "prompts": ["b"]}, 400, "does not begin with its"),
         ("/get_reward", {"query": ["ab"], "prompts": []}, 400, "0 of them for 1"),
         ("/classify", {"model": "m"}, 400, "give input .* or messages"),
         ("/classify", {"messages": [*CHAT, *CHAT]}, 400, "the assistant's"),
@@ -189,10 +198,14 @@ def test_whoever_sends_slowly_is_not_waited_for(served):
     body = connection(served)
     head = f"POST /score HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {served[2]}\r\n"
     body.sendall(head.encode() + b"Content-Length: 50\r\n\r\n{")
+    unread = connection(served)  # refused before its body was read, of which it sends no more
+    unread.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 90000\r\n\r\n{")
+    lingering.append(unread)
     assert ask(served, "/score", rows())[0] == 200  # others are served meanwhile
     for one in lingering:
-        while one.recv(1000):
-            pass  # closed from the other side
+        with contextlib.suppress(ConnectionResetError):
+            while one.recv(1000):
+                pass  # closed from the other side
     assert b"408" in body.recv(1000)
     assert 2 < time.monotonic() - began < 20
 
@@ -238,6 +251,16 @@ def test_it_ends_in_peace_and_begins_again_with_its_token(served):
     output = finish(again)
     assert again.returncode == 2 and f"127.0.0.1:{port}: Address already in use" in output
     assert (folder / "runs" / "serve" / "token").read_text().strip() == token
+
+
+def test_another_job_s_folder_is_left_alone(served, tmp_path):
+    place = tmp_path / "runs" / "rm"
+    place.mkdir(parents=True)
+    (place / "config.yaml").write_text("job: rm\n")
+    argv = ("--config", str(served[3] / "serve.yaml"), f"runs={tmp_path / 'runs'}", "name=rm")
+    again = job("grm_ray.serve", *argv, cwd=tmp_path)
+    assert "is the folder of a run (rm); take another name" in finish(again)
+    assert again.returncode == 2 and (place / "config.yaml").read_text() == "job: rm\n"
 
 
 def connection_that_listens():

@@ -1,0 +1,135 @@
+"""Requests over a pool of scorers that die, hang and refuse: only who is at fault is refused."""
+
+import os
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+
+from grm_ray.data.tables import ASKED
+from grm_ray.runtime.pool import Pool
+from grm_ray.runtime.service import Busy, Refused, ScoringService
+
+
+@ray.remote(num_cpus=0)
+class Reader:
+    """Scores an answer by its length."""
+
+    def start(self):
+        return []
+
+    def answer(self, asked):
+        said = asked["response"].to_pylist()
+        if "poison" in said:
+            os._exit(1)
+        if "sleep" in said:
+            time.sleep(600)
+        if "odd" in said:
+            return None, "ValueError"
+        return np.array([[float(len(text))] for text in said]), ""
+
+
+@pytest.fixture(scope="module")
+def small_cluster():
+    ray.init(
+        address="local",
+        num_cpus=1,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+
+
+def spawn(slot):
+    handle = Reader.remote()
+    return handle, handle.start.remote()
+
+
+@pytest.fixture
+def service(small_cluster):
+    pool = Pool("scorer", spawn, count=2)
+    pool.wait_ready(60)
+    made = ScoringService(pool, rows_per_batch=8, most_rows=100, most_bytes=10_000, timeout_s=3)
+    made.start()
+    yield made
+    made.stop()
+    for handle in pool.handles:
+        ray.kill(handle)
+
+
+def rows(*said):
+    return pa.Table.from_pylist(
+        [{"messages": None, "prompt": "", "response": text} for text in said], ASKED
+    )
+
+
+def scores(future):
+    return future.result(60)[:, 0].tolist()
+
+
+def test_requests_that_wait_together_get_their_own_scores(service):
+    futures = [service.ask(rows("a" * i, "b" * (i + 1))) for i in range(20)]
+    assert [scores(f) for f in futures] == [[float(i), i + 1.0] for i in range(20)]
+
+
+def test_who_is_at_fault_is_refused_alone(service):
+    futures = [service.ask(rows("fine")) for _ in range(4)]
+    odd = service.ask(rows("odd", "fine"))
+    futures += [service.ask(rows("fine")) for _ in range(4)]
+    with pytest.raises(Refused, match="ValueError"):
+        odd.result(60)
+    assert [scores(f) for f in futures] == [[4.0]] * 8
+
+
+def test_rows_that_kill_scorers_do_not_end_the_service_however_often_they_come(service):
+    for _ in range(3):
+        futures = [service.ask(rows(f"fine {i}")) for i in range(6)]
+        deadly = [service.ask(rows("poison")), service.ask(rows("poison", "too"))]
+        futures += [service.ask(rows(f"fine {i}")) for i in range(6)]
+        for one in deadly:
+            with pytest.raises(Refused, match="die of these rows|died of these rows"):
+                one.result(60)
+        assert [scores(f) for f in futures] == [[6.0]] * 12
+    assert service.failed is None
+
+
+def test_a_scorer_that_does_not_answer_counts_as_dead(service):
+    asleep = service.ask(rows("sleep"))
+    time.sleep(0.5)
+    other = service.ask(rows("fine"))
+    with pytest.raises(Refused, match="die of these rows"):
+        asleep.result(60)
+    assert scores(other) == [4.0] and service.failed is None
+
+
+def test_what_has_no_room_is_told_so_and_room_comes_back(service):
+    with pytest.raises(Busy, match="0 rows are waiting, 100 may"):
+        service.ask(rows(*["x"] * 101))
+    with pytest.raises(Busy, match="bytes are waiting"):
+        service.ask(rows("x" * 10_001))
+    for _ in range(5):
+        assert len(scores(service.ask(rows(*["x"] * 100)))) == 100
+
+
+def test_whoever_left_is_not_scored(service):
+    held = [service.ask(rows("fine")) for _ in range(60)]
+    cancelled = sum(future.cancel() for future in held)
+    assert len(scores(service.ask(rows(*["x"] * 40)))) == 40
+    for future in held:
+        if not future.cancelled():
+            assert scores(future) == [4.0]
+    assert cancelled + sum(not f.cancelled() for f in held) == 60
+    assert len(scores(service.ask(rows(*["x"] * 100)))) == 100
+
+
+def test_the_end_is_told_to_whoever_waits(service):
+    future = service.ask(rows("sleep"))
+    service.stop()
+    with pytest.raises(Busy, match="the scorers are gone"):
+        future.result(10)
+    with pytest.raises(Busy, match="the scorers are gone"):
+        service.ask(rows("fine"))
