@@ -92,7 +92,7 @@ def _ppo(run: Run) -> list[Chart]:
             run,
             "KL to the reference",
             "nats per answer",
-            [("objective/kl", "training", 2)],
+            [("objective/kl", "training", 2), ("eval/kl", "held-out", 2)],
             zero=True,
         ),
         _chart(
@@ -100,6 +100,21 @@ def _ppo(run: Run) -> list[Chart]:
             "Length of answers",
             "tokens",
             [("response_length", "training", 3), ("eval/length", "held-out", 3)],
+            zero=True,
+        ),
+        # What a guard watches where there is no true reward.
+        _chart(
+            run,
+            "Canaries answered right",
+            "share of canaries",
+            [("eval/canary", "most likely answer", 4)],
+            zero=True,
+        ),
+        _chart(
+            run,
+            "Disagreement of the members",
+            "standard deviation",
+            [("reward/disagreement", "training", 6), ("eval/disagreement", "held-out", 6)],
             zero=True,
         ),
     ]

@@ -225,3 +225,19 @@ def test_a_folder_that_is_no_run_is_refused_in_one_line_before_anything_is_writt
     shown = capsys.readouterr()
     assert shown.out == "" and len(shown.err.splitlines()) == 1 and str(bad) in shown.err
     assert not (good / "report.html").exists()
+
+
+def test_what_a_guard_watches_has_its_charts_where_there_is_any(tmp_path):
+    for name, more in (
+        ("plain", {}),
+        ("watched", {"eval/canary": 0.8, "eval/canary_low": 0.6, "eval/canary_high": 0.9}),
+    ):
+        run = tmp_path / name
+        run.mkdir()
+        steps = [
+            ppo_step(i, **more, **{"eval/disagreement": 0.2} if more else {}) for i in range(4)
+        ]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(s) + "\n" for s in steps))
+    plain, watched = (write_report(tmp_path / n).read_text() for n in ("plain", "watched"))
+    for title in ("Canaries answered right", "Disagreement of the members"):
+        assert title in watched and title not in plain
