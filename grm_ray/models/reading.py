@@ -122,8 +122,10 @@ class RewardReader:
 
     def _sides(self, asked: pa.Table) -> list[tuple[list[int], list[int]] | None]:
         """Prompt and closed answer of each row; None where the chat template refuses it."""
-        if "prompt_tokens" in asked.column_names:
-            return list((self._ids if self._same_tokens else self._templated)(asked))
+        if self._same_tokens and "prompt_tokens" in asked.column_names:
+            return list(self._ids(asked))
+        if "prompt_tokens" in asked.column_names or "prompt" not in asked.column_names:
+            return self._templated(asked)
         messages = asked["messages"].to_pylist()
         chats = [i for i, told in enumerate(messages) if told is not None]
         found = dict(

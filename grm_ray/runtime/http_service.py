@@ -20,7 +20,6 @@ import pyarrow as pa
 from pydantic import (
     BaseModel,
     ConfigDict,
-    FailFast,
     Field,
     ValidationError,
     model_validator,
@@ -63,7 +62,7 @@ class _Row(_Form):
     """An answer to a conversation, or plain text (`prompt` and `response`) in the model's own
     template."""
 
-    messages: Annotated[list[_Message], Field(min_length=1), FailFast()] | None = None
+    messages: Annotated[list[_Message], Field(min_length=1, fail_fast=True)] | None = None
     prompt: str | None = None
     response: str
 
@@ -77,22 +76,22 @@ class _Row(_Form):
 
 
 class _Score(_Form):
-    rows: Annotated[list[_Row], FailFast()]
+    rows: Annotated[list[_Row], Field(fail_fast=True)]
 
 
 class _GetReward(_Form):
     """OpenRLHF's `--reward.remote_url`: texts as the policy read and wrote them."""
 
-    query: Annotated[list[str], FailFast()]
-    prompts: Annotated[list[str], FailFast()] | None = None
+    query: Annotated[list[str], Field(fail_fast=True)]
+    prompts: Annotated[list[str], Field(fail_fast=True)] | None = None
 
 
 class _Classify(_Form):
     """vLLM's `/classify`."""
 
     model: str | None = None
-    input: str | Annotated[list[str], FailFast()] | None = None
-    messages: Annotated[list[_Message], Field(min_length=2), FailFast()] | None = None
+    input: str | Annotated[list[str], Field(fail_fast=True)] | None = None
+    messages: Annotated[list[_Message], Field(min_length=2, fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _one_of_two(self) -> _Classify:
