@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -56,9 +57,24 @@ def session(wanted: Sequence[Bundle]) -> Iterator[None]:
         fit(wanted, nodes())
         yield
     finally:
-        children |= _children() if local else set()
-        ray.shutdown()
-        _end(list(children))
+        with _undisturbed():
+            children |= _children() if local else set()
+            ray.shutdown()
+            _end(list(children))
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A second signal, or one that comes when all is done, must not leave processes behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no signal comes here
+        return
+    before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _children() -> set[psutil.Process]:

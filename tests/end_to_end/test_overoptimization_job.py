@@ -14,19 +14,23 @@ def study_config(folder, tiny_model, tiny_data, **changes):
     model = {"path": str(tiny_model), "dtype": "float32"}
     lora = {"rank": 4, "dropout": 0.0}
     prompts = {"path": str(tiny_data["prompts"])}
-    pairs = {"path": str(tiny_data["pairs"])}
+    pairs = {}
+    lines = tiny_data["pairs"].read_text().splitlines(keepends=True)
+    for name, part in (("train", lines[:36]), ("test", lines[36:])):
+        pairs[name] = {"path": str(folder / f"{name}.jsonl")}
+        (folder / f"{name}.jsonl").write_text("".join(part))
     config = {
         "name": "study",
         "runs": str(folder / "runs"),
         "true_reward": "tests.judges:shorter",
-        "data": {"train": pairs, "test": pairs},
+        "data": pairs,
         "flips": {"noisy": 0.25},
         "seeds": [0, 1],
         "ppo_seeds": 1,
         "reward_model": {
             "model": {**model, "lora": lora},
             "loss": {"alpha": 0.0},
-            "data": {"max_length": 64},
+            "data": {"max_length": 128},
             "training": {"pairs_per_step": 12, "eval_every": 0},
             "workers": {"count": 1, "cpus": 1},
         },
