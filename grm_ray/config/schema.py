@@ -19,8 +19,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 # Ray counts CPUs in ten-thousandths; a worker with no CPU at all could be packed without limit.
 Cpus = Annotated[float, Field(gt=0)]
-# "auto": bfloat16 where the hardware multiplies it (GPUs, CPUs with AVX-512), float32 elsewhere;
-# emulated bfloat16 is about ten times slower than float32.
+# "auto": bfloat16 where the hardware multiplies it (GPUs, CPUs with AVX512-BF16 or AMX), float32
+# elsewhere; emulated bfloat16 is three to ten times slower than float32.
 Dtype = Literal["auto", "bfloat16", "float32"]
 
 

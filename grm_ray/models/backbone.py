@@ -88,8 +88,16 @@ def resolve_dtype(dtype: Dtype) -> Literal["bfloat16", "float32"]:
     """What "auto" means on the hardware of this process."""
     if dtype != "auto":
         return dtype
-    fast = torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bfloat16" if fast else "float32"
+    return "bfloat16" if torch.cuda.is_available() or _multiplies_bfloat16() else "float32"
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether this CPU does. With AVX-512 alone oneDNN has bfloat16 kernels that convert to and
+    fro, a third as fast as float32 (28 against 87 GFLOP/s a core on an Ice Lake Xeon)."""
+    can = torch.cpu.get_capabilities()
+    if can.get("architecture") == "x86_64":
+        return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
