@@ -78,7 +78,8 @@ def _parser(description: str) -> argparse.ArgumentParser:
 
 
 def _dry_run(config: Any, cluster: str | None) -> None:
-    from grm_ray.drivers.checks import check, rehearse
+    from grm_ray.drivers.checks import check
+    from grm_ray.drivers.readable import rehearse
     from grm_ray.runtime.placement import declared, this_machine
 
     nodes = declared(Path(cluster)) if cluster else [this_machine()]

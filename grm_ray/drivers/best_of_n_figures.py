@@ -70,7 +70,7 @@ def figures(config: BestOfNJob, files: Sequence[Path], left_out: LeftOut) -> dic
             **_of_proxy(config, curve, prompts),
             "versus": None
             if curve is first
-            else _plain(paired_difference(first.true[-1], curve.true[-1], seed=config.seed)),
+            else plain(paired_difference(first.true[-1], curve.true[-1], seed=config.seed)),
         }
         for name, curve in found.items()
     }
@@ -197,16 +197,16 @@ def _of_proxy(config: BestOfNJob, curve: Curve, prompts: int) -> dict[str, Any]:
     return {
         "proxy": _intervals(curve.chosen_by, seed),
         "true": _intervals(curve.true, seed),
-        "gain": _plain(paired_difference(curve.true[0], curve.true[-1], seed=seed)),
-        "peak": {**_plain(peak.at), "fall": _plain(peak.fall)},
+        "gain": plain(paired_difference(curve.true[0], curve.true[-1], seed=seed)),
+        "peak": {**plain(peak.at), "fall": plain(peak.fall)},
         "kept": {"share": _number(kept.share), "note": kept.note},
         "habits": {name: (sums / prompts).tolist() for name, sums in curve.habits.items()},
         "soft": [
             {
                 "beta": beta,
                 "kl": float(curve.soft[2, i].mean()),
-                "proxy": _plain(bootstrap_mean(curve.soft[0, i], seed=seed)),
-                "true": _plain(bootstrap_mean(curve.soft[1, i], seed=seed)),
+                "proxy": plain(bootstrap_mean(curve.soft[0, i], seed=seed)),
+                "true": plain(bootstrap_mean(curve.soft[1, i], seed=seed)),
             }
             for i, beta in enumerate(config.betas)
         ],
@@ -214,10 +214,10 @@ def _of_proxy(config: BestOfNJob, curve: Curve, prompts: int) -> dict[str, Any]:
 
 
 def _intervals(values_SP: np.ndarray, seed: int) -> list[dict[str, float | None]]:
-    return [_plain(bootstrap_mean(values_P, seed=seed)) for values_P in values_SP]
+    return [plain(bootstrap_mean(values_P, seed=seed)) for values_P in values_SP]
 
 
-def _plain(found: Interval) -> dict[str, float | None]:
+def plain(found: Interval) -> dict[str, float | None]:
     """JSON has no NaN."""
     return {key: _number(getattr(found, key)) for key in ("mean", "low", "high")}
 

@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from grm_ray.config import registry
-from grm_ray.config.best_of_n import BestOfNJob, ProxyEnsemble
+from grm_ray.config.best_of_n import BestOfNJob
 from grm_ray.config.judging import CurateJob, EvaluateJob, JudgeWorkers, Scoring, StudyJob
 from grm_ray.config.load import ConfigError
 from grm_ray.config.overoptimization import OveroptimizationJob
 from grm_ray.config.ppo import PpoJob
-from grm_ray.config.reward_model import PairData, RewardModelJob
+from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.config.schema import Job, Model, Source, Workers
 from grm_ray.config.serve import ServeJob
 from grm_ray.data import sources
 from grm_ray.data.chat import ScoringContract
-from grm_ray.data.files import is_hub
-from grm_ray.data.sources import Prompt, Quarantine
+from grm_ray.data.sources import Quarantine
 from grm_ray.drivers import reward_stages
-from grm_ray.drivers.best_of_n_ensembles import check_ensemble, check_ensembles
+from grm_ray.drivers.best_of_n_ensembles import check_ensembles
 from grm_ray.drivers.ppo_canaries import read_canaries
-from grm_ray.drivers.ppo_prompts import read_prompts
+from grm_ray.drivers.readable import readers
 from grm_ray.models import backbone
 from grm_ray.models.checkpoint import (
     check_reward_model,
     is_ours,
     is_whole,
-    local_folder,
     reward_contract,
 )
 from grm_ray.models.starting import check_same_head, starting_folder
@@ -112,14 +108,14 @@ def check(config: Job, cluster: list[Node] | None = None, elsewhere: bool = Fals
         elif isinstance(config, EvaluateJob):
             _not_inside(config, {f"models.{n}": path for n, path in config.models.items()})
             for path in config.models.values():
-                _saved_model(path, config.scoring.trust_remote_code, plan)
+                check_saved_model(path, config.scoring.trust_remote_code, plan)
             _sets(config.sets, plan)
         elif isinstance(config, ServeJob):
             for path in config.models.values():
-                _saved_model(path, config.trust_remote_code, plan)
+                check_saved_model(path, config.trust_remote_code, plan)
             reward_stages.aggregate("aggregate", config.aggregate)
             if config.reference is not None:
-                _data(config.reference, PAIR, plan)
+                check_data(config.reference, PAIR, plan)
         elif isinstance(config, StudyJob):
             from grm_ray.drivers import study  # which checks what it runs: it imports this
 
@@ -127,11 +123,13 @@ def check(config: Job, cluster: list[Node] | None = None, elsewhere: bool = Fals
             jobs = {f"cell {'/'.join(c.values())}": job for c, job in study.jobs(config)}
             _started(jobs, config.judges, config.scoring, plan, cluster)
         elif isinstance(config, OveroptimizationJob):
-            _overoptimization(config, plan, cluster, elsewhere)
+            from grm_ray.drivers.overoptimization_check import check_study
+
+            check_study(config, plan, cluster, elsewhere)
         elif isinstance(config, CurateJob):
             from grm_ray.drivers.ballots import voter
 
-            _data(config.data, PAIR, plan)
+            check_data(config.data, PAIR, plan)
             _started({"base": voter(config)}, config.judges, config.scoring, plan, cluster)
     except ConfigError:
         raise
@@ -150,7 +148,7 @@ def _reward_model(config: RewardModelJob, plan: Plan) -> None:
         _begun_from(config, starting_folder(backbone.resolve(config.model.path)))
     _not_inside(config, {"model.path": config.model.path})
     for source in config.data.train:
-        _data(source, {"prompt", *config.head.attributes} if loss.regression else PAIR, plan)
+        check_data(source, {"prompt", *config.head.attributes} if loss.regression else PAIR, plan)
     _sets(config.data.eval, plan)
     if not config.data.eval and config.data.holdout == 0:
         raise ConfigError("data.holdout: 0 and no data.eval leave nothing to evaluate on")
@@ -237,9 +235,9 @@ def _ppo(config: PpoJob, plan: Plan, elsewhere: bool) -> None:
             backbone.check_same_vocabulary(path, reference, config.policy)
     others = {"ppo.kl.reference": reference} if reference is not None else {}
     _not_inside(config, {"policy.path": config.policy.path, **models, **others})
-    _data(config.data.train, {"prompt"}, plan)
+    check_data(config.data.train, {"prompt"}, plan)
     if config.data.eval is not None:
-        _data(config.data.eval, {"prompt"}, plan)
+        check_data(config.data.eval, {"prompt"}, plan)
     if config.evaluation.canaries is not None:
         read_canaries(config.evaluation.canaries, Quarantine())
         plan.reads.append(f"data {config.evaluation.canaries.path} (canaries)")
@@ -251,54 +249,6 @@ def _ppo(config: PpoJob, plan: Plan, elsewhere: bool) -> None:
         raise ConfigError("guard.by: disagreement needs reward.members, or a head with members")
 
 
-def rehearse(config: Job) -> None:
-    """What a run finds out from its data before any worker starts, beyond `check`: for `--dry-run`.
-
-    Raises:
-        ConfigError: no prompt is left, or a reward model's chat template refuses them.
-    """
-    if not isinstance(config, PpoJob):
-        return
-    paths = [config.policy.path, *readers(config).values()]
-    local = [p for p in paths if p == backbone.EMBEDDED or Path(p).expanduser().is_dir()]
-    if len(local) == len(paths) and not is_hub(config.data.train.path):
-        train, held_out = read_prompts(config, Quarantine())
-        check_readable(config, backbone.resolve(config.policy.path), [*train, *held_out])
-
-
-def readers(config: PpoJob) -> dict[str, str]:
-    """Config key -> folder or hub id of each reward model that reads the policy's answers."""
-    judge = config.reward.true_reward
-    watched = judge is not None and registry.is_path(judge)
-    return {**config.reward.models, **({"reward.true_reward": judge} if watched else {})}
-
-
-def check_readable(config: PpoJob, policy_path: str, prompts: Iterable[Prompt]) -> None:
-    """That the reward models' chat templates take the prompts; one of each order of roles is tried.
-
-    Raises:
-        ConfigError: naming the model and the roles.
-    """
-    kinds = {tuple(role for role, _ in prompt.messages): prompt for prompt in prompts}
-    trust = config.policy.trust_remote_code
-    policy = backbone.load_tokenizer(policy_path, trust)
-    for key, path in readers(config).items():
-        contract = reward_contract(path, trust)
-        if contract.same_tokens_as(policy):
-            continue  # it reads the policy's own
-        tokenizer = backbone.load_tokenizer(str(local_folder(path)), trust)
-        for kind, prompt in kinds.items():
-            messages: list[Any] = [{"role": r, "content": said} for r, said in prompt.messages]
-            try:
-                contract.tokens(tokenizer, messages, ["Yes."])
-            except jinja2.TemplateError as error:
-                raise ConfigError(
-                    f"{key}: the chat template of {path} refuses a conversation of "
-                    f"{', '.join(kind)}: {error}; leave such prompts out of data, or take another "
-                    "reward model"
-                ) from None
-
-
 def _best_of_n(config: BestOfNJob, plan: Plan, elsewhere: bool) -> None:
     models = {f"proxies.{name}": path for name, path in config.proxies.items()}
     if registry.is_path(config.true_reward):
@@ -307,7 +257,7 @@ def _best_of_n(config: BestOfNJob, plan: Plan, elsewhere: bool) -> None:
         registry.resolve("true reward", config.true_reward)
     _model(config.policy, plan)
     _not_inside(config, {"policy.path": config.policy.path, **models})
-    _data(config.data.prompts, {"prompt"}, plan)
+    check_data(config.data.prompts, {"prompt"}, plan)
     for key, path in models.items():
         _scorer(config, key, path, plan, elsewhere)
     check_ensembles(config)
@@ -316,7 +266,7 @@ def _best_of_n(config: BestOfNJob, plan: Plan, elsewhere: bool) -> None:
 def _scorer(config: PpoJob | BestOfNJob, key: str, path: str, plan: Plan, elsewhere: bool) -> None:
     """That the reward model at `path` can read what the policy will write."""
     if backbone.is_hub_id(path) or Path(path).expanduser().is_dir():
-        contract = _saved_model(path, config.policy.trust_remote_code, plan)
+        contract = check_saved_model(path, config.policy.trust_remote_code, plan)
         longest = config.data.max_prompt_length + config.rollout.max_new_tokens + 1
         if contract is not None and longest > contract.max_length:
             raise ConfigError(
@@ -333,65 +283,12 @@ def _scorer(config: PpoJob | BestOfNJob, key: str, path: str, plan: Plan, elsewh
         )
 
 
-def _overoptimization(
-    config: OveroptimizationJob, plan: Plan, cluster: list[Node] | None, elsewhere: bool
-) -> None:
-    """The kinds of jobs that the study starts, each by itself; they need not fit together."""
-    from grm_ray.drivers import overoptimization  # which checks what it runs: it imports this
-
-    seen: set[str] = set()
-    for where, job, later in overoptimization.check_study(config, elsewhere):
-        alike = job.model_dump_json(exclude={"name", "seed"})
-        if alike in seen:
-            continue
-        seen.add(alike)
-        try:
-            found = check(job, cluster, elsewhere or later)
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from None
-        new = [bundle for bundle in found.bundles if bundle not in plan.bundles]
-        plan.bundles += new
-        plan.placed |= {bundle: found.placed[bundle] for bundle in new if bundle in found.placed}
-        plan.reads = list(dict.fromkeys([*plan.reads, *found.reads]))
-        own = [u for u in found.unchecked if f"/{config.name}/cells/" not in u]
-        plan.unchecked = list(dict.fromkeys([*plan.unchecked, *own]))
-        if later:
-            _models_read_enough(config, where, job)
-    for name, proxy in config.proxies.items():
-        if proxy.ensemble_of is not None and config.best_of_n is not None:
-            both = dict.fromkeys(map(str, range(len(config.seeds))), "")
-            ensemble = ProxyEnsemble(members=list(both), aggregate=proxy.aggregate)
-            check_ensemble(f"proxies.{name}.aggregate", ensemble)
-    if registry.is_path(config.true_reward):
-        _saved_model(config.true_reward, config.scoring.trust_remote_code, plan)
-        judging = bundles({"judge": config.judges})
-        plan.bundles += judging
-        plan.placed |= fit(judging, cluster) if cluster is not None else {}
-    for source in (config.data.train, config.data.test):
-        _data(source, PAIR, plan)
-
-
-def _models_read_enough(config: OveroptimizationJob, where: str, job: Any) -> None:
-    """That the reward models, which are not there yet, will read what the policy may write."""
-    longest = job.data.max_prompt_length + job.rollout.max_new_tokens + 1
-    for name, changes in config.models.items():
-        data = config.reward_model.get("data") or {}
-        length = changes.get(
-            "data.max_length", data.get("max_length", PairData.model_fields["max_length"].default)
-        )
-        if length < longest:
-            raise ConfigError(
-                f"{where}: models.{name} reads {length} tokens (reward_model.data.max_length), but "
-                f"data.max_prompt_length + rollout.max_new_tokens + 1 is {longest}"
-            )
-
-
 def _sets(sets: Mapping[str, Source], plan: Plan) -> None:
     for source in sets.values():
-        _data(source, PAIR, plan)
+        check_data(source, PAIR, plan)
 
 
-def _saved_model(path: str, trust_remote_code: bool, plan: Plan) -> ScoringContract | None:
+def check_saved_model(path: str, trust_remote_code: bool, plan: Plan) -> ScoringContract | None:
     """A reward model's contract, which its tokenizer must fit; None for a hub id.
 
     Raises:
@@ -424,7 +321,7 @@ def _model(model: Model, plan: Plan) -> None:
         plan.reads.append(f"model {path}")
 
 
-def _data(source: Source, columns: set[str], plan: Plan) -> None:
+def check_data(source: Source, columns: set[str], plan: Plan) -> None:
     unknown = sources.check(source, columns)
     if unknown:
         plan.unchecked.append(unknown)

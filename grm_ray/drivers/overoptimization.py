@@ -191,21 +191,3 @@ def _drop(cell: Cell) -> None:
         shutil.rmtree(run_folder / "model", ignore_errors=True)
     if cell.job.job in ("ppo", "rm"):
         shutil.rmtree(run_folder / "checkpoints", ignore_errors=True)
-
-
-def check_study(config: OveroptimizationJob, elsewhere: bool) -> Iterator[tuple[str, Any, bool]]:
-    """(where, job, whether its reward models are not there yet) of every kind of cell.
-
-    Raises:
-        ConfigError: a config or the true reward is wrong.
-    """
-    folder, keys = Path(config.runs).expanduser().resolve() / config.name, Keys()
-    truth = "not looked at" if elsewhere else labels.identity(config)
-    trained = plan.reward_models(config, None, folder, keys)
-    models = {name: cell.key for name, cell in trained.items()}
-    for cell in trained.values():
-        yield cell.name, cell.job, False
-    for cell in plan.best_of_n(config, models, truth, folder, keys):
-        yield cell.name, cell.job, True
-    for cell in plan.policies(config, models, truth, folder, keys).values():
-        yield cell.name, cell.job, True

@@ -8,7 +8,6 @@ drawn over both (`study.kept`). What is not finished is None.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,12 @@ from grm_ray.config.best_of_n import BestOfNJob, ProxyEnsemble
 from grm_ray.config.overoptimization import OveroptimizationJob, Proxy
 from grm_ray.drivers import best_of_n_ensembles as ensembles
 from grm_ray.drivers import best_of_n_figures, best_of_n_shards
+from grm_ray.drivers.best_of_n_figures import plain
 from grm_ray.drivers.overoptimization_plan import Cell, result_of
 from grm_ray.reporting.run import read_run
 from grm_ray.reporting.trajectory import Trajectory, paired, read_trajectory
 from grm_ray.study.best_of_n import kl_of_best_of_n
-from grm_ray.study.intervals import Interval, bootstrap_mean
+from grm_ray.study.intervals import bootstrap_mean
 from grm_ray.study.kept import bootstrap_kept
 from grm_ray.study.repetitions import mean_over
 
@@ -154,6 +154,7 @@ def _best_of_n(config: OveroptimizationJob, choices: Mapping[str, Any]) -> Found
         return None
     sizes = choices["sizes"]
     base = choices.get(config.baseline)
+    base_RP = None if base is None else base[0][:, -1]
     found: Found = {
         "sizes": sizes,
         "kl": [kl_of_best_of_n(n) for n in sizes],
@@ -172,7 +173,7 @@ def _best_of_n(config: OveroptimizationJob, choices: Mapping[str, Any]) -> Found
             "kept": _kept(true_RSP[:, 1:], true_RSP[:, 0]),
             "peak": sizes[int(true_RSP.mean(axis=(0, 2)).argmax())],
             "gain": _mean(true_RSP[:, -1] - true_RSP[:, 0]),
-            "versus": _versus(base and base[0][:, -1], true_RSP[:, -1], name == config.baseline),
+            "versus": _versus(None if name == config.baseline else base_RP, true_RSP[:, -1]),
         }
     return found
 
@@ -252,7 +253,7 @@ def _of_policies(true_RSP: np.ndarray | None, base_RSP: np.ndarray | None) -> Fo
         "kept": _kept(true_RSP[:, 1:], true_RSP[:, 0]),
         "peak": int(means_S.argmax()),
         "gain": _mean(true_RSP[:, -1] - true_RSP[:, 0]),
-        "versus": None if base_RSP is None else _versus(base_RSP[:, -1], true_RSP[:, -1], False),
+        "versus": _versus(None if base_RSP is None else base_RSP[:, -1], true_RSP[:, -1]),
     }
 
 
@@ -269,13 +270,13 @@ def _over_runs(trajectories: Sequence[Trajectory], value: Any) -> list[float | N
 
 def _mean(values_RP: np.ndarray) -> dict[str, float | None]:
     if len(values_RP) > 1:
-        return _plain(mean_over(values_RP).interval)
-    return _plain(bootstrap_mean(values_RP[0]))
+        return plain(mean_over(values_RP).interval)
+    return plain(bootstrap_mean(values_RP[0]))
 
 
-def _versus(base_RP: Any, values_RP: np.ndarray, is_base: bool) -> dict[str, float | None] | None:
+def _versus(base_RP: np.ndarray | None, values_RP: np.ndarray) -> dict[str, float | None] | None:
     """Less the baseline's, prompt by prompt; repetition by repetition where both have as many."""
-    if base_RP is None or is_base or base_RP.shape[1] != values_RP.shape[1]:
+    if base_RP is None or base_RP.shape[1] != values_RP.shape[1]:
         return None
     if len(base_RP) == len(values_RP):
         return _mean(values_RP - base_RP)
@@ -288,16 +289,7 @@ def _versus(base_RP: Any, values_RP: np.ndarray, is_base: bool) -> dict[str, flo
 
 def _kept(values_RSP: np.ndarray, baseline_RP: np.ndarray) -> Found:
     found = bootstrap_kept(values_RSP, baseline_RP)
-    return {**_plain(found.share), "note": found.note}
-
-
-def _plain(found: Interval) -> dict[str, float | None]:
-    """JSON has no NaN."""
-    return {key: _number(getattr(found, key)) for key in ("mean", "low", "high")}
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return {**plain(found.share), "note": found.note}
 
 
 def _described(proxy: Proxy) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def best_of_n(
     if config.best_of_n is None:
         return []
     search, found = search_key(config, truth, keys), []
-    there = [set(of) for of in scored(folder, search).values()]
+    there = scored(folder, search)
     for noise in config.flips:
         wanted = {p.trained for name, p in config.proxies.items() if config.wants(noise, name)}
         groups = []
@@ -140,14 +140,11 @@ def _parts(groups: list[dict[str, str]], most: int | None) -> list[dict[str, str
     return parts
 
 
-def scored(folder: Path, search: str) -> dict[str, dict[str, str]]:
-    """Key of each finished best-of-n cell of this search -> (key of a reward model -> its name)."""
-    found = {}
-    for file in sorted((folder / "cells").glob("*.json")):
-        about = json.loads(file.read_text(encoding="utf-8"))["about"]
-        if about.get("search") == search:
-            found[file.stem] = {key: name for name, key in about["models"].items()}
-    return found
+def scored(folder: Path, search: str) -> list[set[str]]:
+    """Keys of the reward models that each finished best-of-n cell of this search has scored."""
+    results = (json.loads(f.read_text("utf-8")) for f in (folder / "cells").glob("*.json"))
+    found = [result["about"] for result in results]
+    return [set(about["models"].values()) for about in found if about.get("search") == search]
 
 
 def policies(

@@ -20,7 +20,7 @@ from grm_ray.config.load import ConfigError
 from grm_ray.config.ppo import PpoJob
 from grm_ray.config.schema import Source
 from grm_ray.data.sources import Prompt, Quarantine
-from grm_ray.drivers.checks import bundles_of, check, check_readable, readers
+from grm_ray.drivers.checks import bundles_of, check
 from grm_ray.drivers.groups import fetch
 from grm_ray.drivers.ppo_ahead import Ahead
 from grm_ray.drivers.ppo_canaries import Canaries, Canary, read_canaries
@@ -31,6 +31,7 @@ from grm_ray.drivers.ppo_rewards import PolicyRewards
 from grm_ray.drivers.ppo_stream import Stream
 from grm_ray.drivers.ppo_update import begin_update
 from grm_ray.drivers.ppo_workers import PpoCast
+from grm_ray.drivers.readable import check_readable, readers
 from grm_ray.drivers.run_folder import next_incarnation, open_run, saved_state
 from grm_ray.models import backbone
 from grm_ray.models.checkpoint import check_reward_model, model_identity

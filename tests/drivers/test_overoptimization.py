@@ -305,10 +305,10 @@ def test_proxies_are_compared_prompt_by_prompt():
     rng = np.random.default_rng(0)
     easy_P = rng.normal(0, 5, 60)
     base_RP = easy_P + rng.normal(0, 0.1, (3, 60))
-    better = figures._versus(base_RP, base_RP + 0.2 + rng.normal(0, 0.1, (3, 60)), False)
+    better = figures._versus(base_RP, base_RP + 0.2 + rng.normal(0, 0.1, (3, 60)))
     assert 0.1 < better["low"] < better["mean"] < better["high"] < 0.3
     # An ensemble has one repetition, and is compared with the baseline's mean one.
-    alone = figures._versus(base_RP, base_RP[:1] + 0.2, False)
+    alone = figures._versus(base_RP, base_RP[:1] + 0.2)
     assert alone["low"] < 0.2 < alone["high"] and alone["high"] - alone["low"] < 0.2
-    assert figures._versus(base_RP, base_RP, True) is None
-    assert figures._versus(base_RP[:, :50], base_RP, False) is None
+    assert figures._versus(None, base_RP) is None
+    assert figures._versus(base_RP[:, :50], base_RP) is None

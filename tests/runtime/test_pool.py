@@ -3,7 +3,6 @@
 import os
 import signal
 
-import pytest
 import ray
 
 from grm_ray.runtime.pool import Pool, Work
@@ -13,19 +12,6 @@ from grm_ray.runtime.pool import Pool, Work
 class Echo:
     def pid(self):
         return os.getpid()
-
-
-@pytest.fixture(scope="module")
-def small_cluster():
-    ray.init(
-        address="local",
-        num_cpus=1,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    yield
-    ray.shutdown()
 
 
 def spawn(slot):

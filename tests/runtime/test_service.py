@@ -31,19 +31,6 @@ class Reader:
         return np.array([[float(len(text))] for text in said]), ""
 
 
-@pytest.fixture(scope="module")
-def small_cluster():
-    ray.init(
-        address="local",
-        num_cpus=1,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    yield
-    ray.shutdown()
-
-
 def spawn(slot):
     handle = Reader.remote()
     return handle, handle.start.remote()
