@@ -114,9 +114,9 @@ def _sample(
         return
     with cluster.placement_group(wanted) as placed:
         print("starting workers (vLLM takes about a minute)", flush=True)
-        cast = Cast(config, folder, policy, placed, wanted)
+        cast = Cast(config, folder, policy, placed, wanted, list(fingerprints.values()))
         try:
-            cast.wait(list(fingerprints.values()))
+            cast.wait()
             _Sampling(config, folder, cast, policy).run(first, todo)
         finally:
             cast.close()
@@ -134,6 +134,8 @@ class _Sampling:
         self._config, self._folder, self._cast = config, folder, cast
         self._most = 2 * config.workers.rollout.count + 2
         self._under_way: list[Shard] = []
+        self._prompts: dict[int, list[Prompt]] = {}  # of the shards under way, by number
+        self._heard = cast.transport.now()
         log = str(folder / "logs" / "encoder.log")
         self._encoder = start_encoder(policy, config.policy.trust_remote_code, log)
 
@@ -162,8 +164,16 @@ class _Sampling:
         left_out += [(name, "refused by the chat template") for name in found["refused"]]
         samples = config.rollout.samples_per_prompt
         shard = Shard(number, table, found["prompt_ids"], left_out, samples, config.seed)
+        self._prompts[number] = prompts
         self._under_way.append(shard)
         self._generate(shard)
+
+    def _again(self, shard: Shard) -> None:
+        """Rows of the shard went with a machine: it is made anew, and what still comes of the old
+        one is not looked at."""
+        print(f"shard {shard.number}: rows went with a machine; it is made again", flush=True)
+        self._under_way.remove(shard)
+        self._begin(shard.number, self._prompts[shard.number])
 
     def _generate(self, shard: Shard) -> None:
         """Ask one engine for what the shard lacks."""
@@ -182,24 +192,34 @@ class _Sampling:
         self._cast.scorers.submit(Work(lambda worker: worker.score.remote(batch), (shard, batch)))
 
     def _wait(self) -> None:
-        """Until a worker says something, or has been silent for too long."""
+        """Until a worker says something, or for a second; the pools look after the silent.
+
+        Raises:
+            PoolFailed: nobody could be started for too long.
+        """
         rollouts, scorers = self._cast.rollouts, self._cast.scorers
-        waiting = [*rollouts.waitables(), *scorers.waitables()]
-        ready, _ = ray.wait(
-            waiting, num_returns=1, timeout=self._config.timeout_s, fetch_local=False
-        )
-        if not ready:
-            raise PoolFailed(f"no worker answered for {self._config.timeout_s} s")
-        if rollouts.owns(ready[0]):
-            for event in rollouts.handle(ready[0]):
-                self._on_generated(event)
-        else:
-            for event in scorers.handle(ready[0]):
-                self._on_scored(event)
+        transport, timeout = self._cast.transport, self._config.timeout_s
+        ready = transport.wait([*rollouts.waitables(), *scorers.waitables()], 1.0)
+        if ready or rollouts.busy or scorers.busy:
+            self._heard = transport.now()
+        elif transport.now() - self._heard > timeout:
+            raise PoolFailed(f"no worker could be started for {timeout} s")
+        for ref in ready:
+            of_rollouts = rollouts.owns(ref)
+            for event in (rollouts if of_rollouts else scorers).handle(ref):
+                (self._on_generated if of_rollouts else self._on_scored)(event)
+        for event in rollouts.look_after():
+            self._on_generated(event)
+        for event in scorers.look_after():
+            self._on_scored(event)
 
     def _on_generated(self, event: Event) -> None:
         shard: Shard = event.work.payload
-        if event.kind == "lost":
+        if shard not in self._under_way:
+            return
+        if event.kind == "gone":  # its prompts
+            self._again(shard)
+        elif event.kind == "lost":
             self._generate(shard)
         elif event.kind == "item":
             batch, metadata = event.value
@@ -208,7 +228,11 @@ class _Sampling:
 
     def _on_scored(self, event: Event) -> None:
         shard, batch = event.work.payload
-        if event.kind == "lost":
+        if shard not in self._under_way:
+            return
+        if event.kind == "gone":
+            self._again(shard)
+        elif event.kind == "lost":
             self._score(shard, batch)
         else:
             shard.scored(shards.by_proxy(event.value, list(self._config.proxies)))
@@ -216,7 +240,13 @@ class _Sampling:
     def _finish(self) -> None:
         """Write the shards that have all of their rows."""
         for shard in [shard for shard in self._under_way if shard.complete]:
-            shard.write(self._folder, ray.get(shard.batches))
+            try:
+                batches = ray.get(shard.batches)
+            except ray.exceptions.ObjectLostError:
+                self._again(shard)
+                continue
+            shard.write(self._folder, batches)
             self._under_way.remove(shard)
+            del self._prompts[shard.number]
             now = time.strftime("%H:%M:%S")
             print(f"{now}  shard {shard.number}: {shard.answers} answers", flush=True)

@@ -14,34 +14,54 @@ from grm_ray.models.checkpoint import local_folder
 from grm_ray.runtime import cluster
 from grm_ray.runtime.placement import Bundle
 from grm_ray.runtime.pool import Pool, PoolFailed
+from grm_ray.runtime.transport import RayTransport
 from grm_ray.workers.rollout import RolloutWorker
 from grm_ray.workers.scorer import Scorer
 
 
 class Cast:
-    """Starts all workers at once."""
+    """Starts all workers at once.
+
+    Args:
+        fingerprints: what the scorers' models must be, as `Scorer.start` gives them.
+    """
 
     def __init__(
-        self, config: BestOfNJob, folder: Path, policy: str, placed: Any, wanted: list[Bundle]
+        self,
+        config: BestOfNJob,
+        folder: Path,
+        policy: str,
+        placed: Any,
+        wanted: list[Bundle],
+        fingerprints: list[str],
     ) -> None:
         self._config, self._folder, self._policy = config, folder, policy
         self._placed, self._wanted = placed, wanted
         workers = config.workers
-        self.rollouts = Pool("rollout", self._spawn_rollout, workers.rollout.count, say=_say)
-        self.scorers = Pool("scorer", self._spawn_scorer, workers.scorer.count, say=_say)
+        self._fingerprints, self.transport = fingerprints, RayTransport()
+        self.rollouts = Pool(
+            "rollout",
+            self._spawn_rollout,
+            workers.rollout.count,
+            say=_say,
+            dead_s=config.timeout_s,
+        )
+        self.scorers = Pool(
+            "scorer",
+            self._spawn_scorer,
+            workers.scorer.count,
+            admit=self._has_the_models,
+            say=_say,
+            dead_s=config.timeout_s,
+        )
 
-    def wait(self, fingerprints: list[str]) -> None:
+    def wait(self) -> None:
         """Until everyone may serve.
-
-        Args:
-            fingerprints: what the scorers' models must be, as `Scorer.start` gives them.
 
         Raises:
             PoolFailed: a worker cannot start, or holds other models.
         """
-        for found in self.scorers.wait_ready(self._config.timeout_s):
-            if found != fingerprints:
-                raise PoolFailed(f"a scorer loaded reward models {found}, not {fingerprints}")
+        self.scorers.wait_ready(self._config.timeout_s)
         self.rollouts.wait_ready(self._config.timeout_s)
 
     def close(self) -> None:
@@ -78,6 +98,10 @@ class Cast:
             by_member=False,
         )
         return worker, worker.start.remote()
+
+    def _has_the_models(self, _: Any, found: list[str]) -> None:
+        if found != self._fingerprints:
+            raise PoolFailed(f"a scorer loaded models {found}, not {self._fingerprints}")
 
     def _options(self, role: str, slot: int, threads: int) -> dict[str, Any]:
         bundle = next(b for b in self._wanted if (b.role, b.slot) == (role, slot))

@@ -103,6 +103,7 @@ def _scored(
                             wanted,
                             folder / "logs",
                             print,
+                            config.timeout_s,
                         )
                         pool.wait_ready(config.timeout_s)
                     aside = Quarantine()

@@ -9,6 +9,7 @@ references and reads per-row metadata; of the rows themselves it reads the text 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import shutil
 import time
@@ -32,6 +33,7 @@ from grm_ray.drivers.ppo_stream import Stream
 from grm_ray.drivers.ppo_update import begin_update
 from grm_ray.drivers.ppo_workers import PpoCast
 from grm_ray.drivers.readable import check_readable, readers
+from grm_ray.drivers.recovery import keep_going
 from grm_ray.drivers.run_folder import next_incarnation, open_run, saved_state
 from grm_ray.models import backbone
 from grm_ray.models.checkpoint import check_reward_model, model_identity
@@ -98,7 +100,6 @@ def run(config: PpoJob, resume: bool = False) -> Path:
             try:
                 driver.prepare(train, held_out, canaries, path, quarantine, saved)
                 driver.train()
-                driver.finish()
             finally:
                 driver.close()
         return write_report(folder)
@@ -183,10 +184,15 @@ class _Driver:
         )
         self._cast.wait()
         self._rewards.prepare(self._prompts, self._ids, *held_out_prompts)
+        self._at_start = self._state()
         if saved is not None:
-            self._restore(*saved)
+            self._restore(*saved, self._incarnation)
 
     def train(self) -> None:
+        """All steps, and the policy saved; learner ranks that die are replaced."""
+        keep_going(self._train, self._recover, lambda: self._step, self._table.message)
+
+    def _train(self) -> None:
         """The loop over steps."""
         config = self._config
         if self._step == 0:
@@ -217,8 +223,9 @@ class _Driver:
             if config.checkpoint.every and self._step % config.checkpoint.every == 0:
                 self._table.status("checkpoint")
                 self._snapshots.write(self._step, self._snapshot)
+        self._finish()
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         """Save the policy, unless the best was saved before; say what became of the true reward."""
         if self._best is None:
             self._save()
@@ -348,12 +355,7 @@ class _Driver:
         self._table.message(f"policy {target} (step {self._step})")
 
     def _snapshot(self, part: Path) -> dict[str, Any]:
-        extra = {
-            "kl": self._kl.state_dict(),
-            "rewards": self._rewards.pipeline.state_dict(),
-            "watch": self._watch.state_dict(),
-        }
-        hashes = self._cast.learners.call("save", str(part / "learner"), extra)
+        hashes = self._cast.learners.call("save", str(part / "learner"), self._state())
         return {
             "identity": self._identity,
             "config": self._config.model_dump(mode="json"),
@@ -361,19 +363,46 @@ class _Driver:
             "best": self._best,
         }
 
-    def _restore(self, path: Path, state: dict[str, Any]) -> None:
-        """Go on after the checkpoint's step, under the next incarnation."""
+    def _state(self) -> dict[str, Any]:
+        """What the driver itself has learned on the way."""
+        parts = {
+            "kl": self._kl.state_dict(),
+            "rewards": self._rewards.pipeline.state_dict(),
+            "watch": self._watch.state_dict(),
+        }
+        return copy.deepcopy(parts)
+
+    def _restore(self, path: Path, state: dict[str, Any], incarnation: int) -> None:
+        """Go on after the checkpoint's step."""
         extra = self._cast.learners.call("load", str(path / "learner"))[0]
-        self._kl.load_state_dict(extra["kl"])
-        self._rewards.pipeline.load_state_dict(extra["rewards"])
-        self._watch.load_state_dict(extra["watch"])
-        self._step = state["step"]
         if state["config"]["checkpoint"].get("best_by") == self._config.checkpoint.best_by:
             self._best = state.get("best")  # of another figure it would say nothing
-        self._ledger.cut_after(self._step)
-        self._tracker.resume(self._step)
-        self._ahead.restore(self._step)
-        self._table.message(f"resumed after step {self._step}, weights {self._ahead.version}")
+        self._go_on_after(state["step"], extra, incarnation)
+
+    def _recover(self) -> None:
+        """New learner ranks, brought to the last checkpoint, or to the start of the run."""
+        self._table.status("starting new learners")
+        self._stream.forget()
+        self._cast.revive_learners()
+        incarnation = next_incarnation(self._folder)
+        saved = self._snapshots.latest()
+        if saved is None:
+            self._best = None
+            self._go_on_after(0, self._at_start, incarnation)
+        else:
+            self._restore(*saved, incarnation)
+
+    def _go_on_after(self, step: int, state: dict[str, Any], incarnation: int) -> None:
+        """The driver as it was after `step`; the learner is so already."""
+        state = copy.deepcopy(state)
+        self._kl.load_state_dict(state["kl"])
+        self._rewards.pipeline.load_state_dict(state["rewards"])
+        self._watch.load_state_dict(state["watch"])
+        self._step = step
+        self._ledger.cut_after(step)
+        self._tracker.resume(step or -1)  # from the start the first evaluation is made again
+        self._ahead.restore(step, incarnation)
+        self._table.message(f"resumed after step {step}, weights {self._ahead.version}")
 
     def _encoded(self, refs: list[Any], source: Source, quarantine: Quarantine) -> tuple[Any, list]:
         """Reference to the table of tokenised prompts, and the ids of those that fit."""

@@ -53,8 +53,11 @@ class Ahead:
         self._last_begun = 0
         self._issued = self._updated = 0  # updates that the ranks were asked for, and have made
 
-    def restore(self, step: int) -> None:
-        """Go on after `step`, with the weights that the learner has now."""
+    def restore(self, step: int, incarnation: int) -> None:
+        """Go on after `step`, with the weights that the learner has now, under a later incarnation
+        than all weights so far; whatever was under way is forgotten."""
+        self.version = Version(incarnation, self.version.step)
+        self._export, self._begun = None, {}
         self._last_begun = self._issued = self._updated = step
         self._begin_export(step)
         self._push(wait=True)

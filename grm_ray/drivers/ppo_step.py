@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from grm_ray.data.packing import by_key
+from grm_ray.drivers.groups import RankDied
 from grm_ray.drivers.ppo_workers import PpoCast
 from grm_ray.runtime.ledger import StepLedger, seed
 from grm_ray.runtime.pool import Event, Work
@@ -188,7 +189,13 @@ class Gathering:
         self._cast.scorers.submit(Work(lambda worker: worker.score.remote(batch), (self, batch)))
 
     def on_scored(self, event: Event) -> None:
-        """A scorer answered, or died with what it had."""
+        """A scorer answered, or died with what it had.
+
+        Raises:
+            RankDied: the batch went with a machine. The learner lacks it as well.
+        """
+        if event.kind == "gone":
+            raise RankDied("a batch of rows went with the machine that held it")
         if event.kind == "lost":
             self._submit_score(event.work.payload[1])
             return
@@ -203,7 +210,7 @@ class Gathering:
         """A learner rank evaluated a batch.
 
         Raises:
-            RankFailed: it died instead.
+            RankDied: it died instead.
         """
         table = self.evaluations.pop(ref)
         info = self._cast.learners.gather([ref])[0]

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
-import ray
-
+from grm_ray.drivers.groups import RankDied
 from grm_ray.drivers.ppo_step import Gathering
 from grm_ray.drivers.ppo_workers import PpoCast
-from grm_ray.runtime.pool import PoolFailed
+from grm_ray.runtime.pool import Event, PoolFailed
 
 
 class Stream:
     """The driver's only loop over events.
 
     Args:
-        timeout_s: seconds without a word from any worker that end the run.
+        timeout_s: seconds without a word from anyone that end the run, or the learner's group;
+            scorers and engines that are silent are the pools' concern.
     """
 
     def __init__(self, cast: PpoCast, timeout_s: float) -> None:
@@ -47,7 +46,7 @@ class Stream:
 
         Raises:
             PoolFailed: no worker answered in time, or they die faster than they serve.
-            RankFailed: a learner rank died.
+            RankDied: a learner rank died or hangs, or rows went with a machine.
         """
 
         def done() -> bool:
@@ -62,6 +61,10 @@ class Stream:
         pending = list(refs)
         self._until(lambda: not pending, pending, between)
 
+    def forget(self) -> None:
+        """All that is under way will be asked for again."""
+        self._active.clear()
+
     def settle(self) -> None:
         """Until the engines are idle; raises as `gather` does."""
         self._until(lambda: self.idle, [], lambda: None)
@@ -70,28 +73,41 @@ class Stream:
         self, done: Callable[[], bool], others: list[Any], between: Callable[[], None]
     ) -> None:
         rollouts, scorers = self._cast.rollouts, self._cast.scorers
-        heard = time.monotonic()
+        transport = self._cast.transport
+        heard = transport.now()
         while not done():
-            evaluations = {ref: g for g in self._active for ref in g.evaluations}
-            waiting = [*rollouts.waitables(), *scorers.waitables(), *evaluations, *others]
-            ready = ray.wait(waiting, num_returns=1, timeout=5, fetch_local=False)[0]
-            if ready:
-                heard = time.monotonic()
-            elif time.monotonic() - heard > self._timeout:
-                lacking = [gathering.lacking() for gathering in self._active]
-                raise PoolFailed(
-                    f"no worker answered for {self._timeout} s; rows lacking: {lacking}"
-                )
+            evaluations = {id(ref): (ref, g) for g in self._active for ref in g.evaluations}
+            of_learners = [*(ref for ref, _ in evaluations.values()), *others]
+            waiting = [*rollouts.waitables(), *scorers.waitables(), *of_learners]
+            ready = transport.wait(waiting, 1.0)
+            if ready or rollouts.busy or scorers.busy:
+                heard = transport.now()
+            elif transport.now() - heard > self._timeout:
+                self._silent(bool(of_learners))
             for ref in ready:
                 if rollouts.owns(ref):
-                    for event in rollouts.handle(ref):
-                        event.work.payload[0].on_generated(event)
+                    _tell(rollouts.handle(ref), "on_generated")
                 elif scorers.owns(ref):
-                    for event in scorers.handle(ref):
-                        event.work.payload[0].on_scored(event)
-                elif ref in evaluations:
-                    evaluations[ref].on_evaluated(ref)
-                else:
+                    _tell(scorers.handle(ref), "on_scored")
+                elif id(ref) in evaluations:
+                    evaluations[id(ref)][1].on_evaluated(ref)
+                elif any(ref is other for other in others):
                     others.remove(ref)
                     self._cast.learners.gather([ref])  # others may hang where this one died
+            _tell(rollouts.look_after(), "on_generated")
+            _tell(scorers.look_after(), "on_scored")
             between()
+
+    def _silent(self, learners_owe: bool) -> None:
+        if learners_owe:
+            raise RankDied(f"no training rank answered for {self._timeout} s")
+        lacking = [gathering.lacking() for gathering in self._active]
+        raise PoolFailed(
+            f"no worker could be started for {self._timeout} s; rows lacking: {lacking}"
+        )
+
+
+def _tell(events: list[Event], what: str) -> None:
+    """Each event to the gathering whose work it is of."""
+    for event in events:
+        getattr(event.work.payload[0], what)(event)

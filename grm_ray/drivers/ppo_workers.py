@@ -17,9 +17,11 @@ from grm_ray.drivers.groups import Group
 from grm_ray.drivers.reward_stages import rules_of
 from grm_ray.models.checkpoint import local_folder
 from grm_ray.runtime import cluster
+from grm_ray.runtime.failures import DEATHS
 from grm_ray.runtime.placement import Bundle
-from grm_ray.runtime.pool import DEATHS, Pool, PoolFailed
+from grm_ray.runtime.pool import Pool, PoolFailed
 from grm_ray.runtime.timeline import Timeline
+from grm_ray.runtime.transport import RayTransport
 from grm_ray.runtime.weights import ON_DEVICE, Version, WeightUpdate
 from grm_ray.workers.learner import Learner
 from grm_ray.workers.rollout import RolloutWorker
@@ -31,6 +33,7 @@ class PpoCast:
 
     Attributes:
         timeline: the driver's.
+        transport: by which the driver waits for its workers.
     """
 
     def __init__(
@@ -46,12 +49,14 @@ class PpoCast:
         self._config, self._folder, self._path = config, folder, policy_path
         self._placed, self._wanted = placed, wanted
         self.timeline = Timeline(folder / "logs" / "driver.log")
+        self.transport = RayTransport()
         self._fingerprints = fingerprints
         self._update: WeightUpdate | None = None
         self._blob: Any = None
         self._admitting: list[Any] = []
         self._plain = config.model_dump(mode="json")
         self._tokens = [0] * config.workers.learner.count
+        self.learners_replaced = 0
         self.learners = Group(self._make_learner, config.workers.learner.count, config.timeout_s)
         # One share of a step a worker: continuous batching wants all of it at once.
         self.rollouts = Pool(
@@ -60,13 +65,21 @@ class PpoCast:
             config.workers.rollout.count,
             admit=self._bring_up_to_date,
             say=say,
+            dead_s=config.timeout_s,
         )
-        self.scorers = Pool("scorer", self._spawn_scorer, config.workers.scorer.count, say=say)
+        self.scorers = Pool(
+            "scorer",
+            self._spawn_scorer,
+            config.workers.scorer.count,
+            admit=self._has_the_models,
+            say=say,
+            dead_s=config.timeout_s,
+        )
 
     @property
     def replaced(self) -> int:
         """Workers that died and were replaced so far."""
-        return self.rollouts.replaced + self.scorers.replaced
+        return self.rollouts.replaced + self.scorers.replaced + self.learners_replaced
 
     def begin(self) -> None:
         """Have the learner ranks load while the caller does something else."""
@@ -80,10 +93,24 @@ class PpoCast:
         """
         timeout = self._config.timeout_s
         self.learners.end_setup()
-        for found in self.scorers.wait_ready(timeout):
-            if found != self._fingerprints:
-                raise PoolFailed(f"a scorer loaded models {found}, not {self._fingerprints}")
+        self.scorers.wait_ready(timeout)
         self.rollouts.wait_ready(timeout)
+
+    def revive_learners(self) -> None:
+        """New learner ranks, with the weights that the policy started from; engines and scorers
+        stay, and nobody waits any more for what they do.
+
+        Raises:
+            RankDied: one of the new ones died as well.
+        """
+        self.learners_replaced += len(self.learners.ranks)
+        self.rollouts.forget()
+        self.scorers.forget()
+        # What the ranks had laid ready went with them: who starts now waits for the next version.
+        self._update, self._blob = None, None
+        self._admitting.clear()
+        self._tokens = [0] * len(self._tokens)
+        self.learners.restart()
 
     @property
     def evaluates_together(self) -> bool:
@@ -213,6 +240,15 @@ class PpoCast:
             loading = worker.update_weights.remote(self._update, self._blob)
         self._admitting.append(loading)
         return loading
+
+    def _has_the_models(self, _: Any, found: list[str]) -> None:
+        """A scorer serves once it has shown the fingerprints of its models.
+
+        Raises:
+            PoolFailed: they are not those of the run.
+        """
+        if found != self._fingerprints:
+            raise PoolFailed(f"a scorer loaded models {found}, not {self._fingerprints}")
 
     def _spawn_scorer(self, slot: int) -> tuple[Any, Any]:
         workers, reward = self._config.workers.scorer, self._config.reward

@@ -16,6 +16,7 @@ from grm_ray.data.packing import split_by_tokens
 from grm_ray.drivers.alarms import Alarms
 from grm_ray.drivers.checks import bundles_of, check
 from grm_ray.drivers.groups import Group
+from grm_ray.drivers.recovery import keep_going
 from grm_ray.drivers.reward_rows import card_facts, read, start_reading
 from grm_ray.drivers.run_folder import check_identity, open_run, saved_state
 from grm_ray.models import backbone
@@ -51,11 +52,10 @@ def run(config: RewardModelJob, resume: bool = False) -> Path:
     with cluster.session(wanted):
         folder = open_run(config, resume)
         with cluster.placement_group(wanted) as placed:
-            driver = _Driver(config, folder, path, placed, wanted)
+            driver = _Driver(config, folder, path, placed, wanted, snapshots)
             try:
                 driver.prepare(saved, identity)
-                driver.train(snapshots)
-                driver.finish()
+                driver.train()
             finally:
                 driver.close()
         return write_report(folder)
@@ -63,11 +63,18 @@ def run(config: RewardModelJob, resume: bool = False) -> Path:
 
 class _Driver:
     def __init__(
-        self, config: RewardModelJob, folder: Path, path: str, placed: Any, wanted: list
+        self,
+        config: RewardModelJob,
+        folder: Path,
+        path: str,
+        placed: Any,
+        wanted: list,
+        snapshots: Snapshots,
     ) -> None:
         from grm_ray.workers.reward_trainer import RewardTrainer
 
         self._config, self._folder, self._path = config, folder, path
+        self._snapshots = snapshots
         self._loss = RewardLoss(config.loss)
         self._tracker = Tracker(folder, {"run": config.name, "job": "rm"}, list(config.tracking))
         self._table = LiveTable(RM_COLUMNS)
@@ -115,6 +122,11 @@ class _Driver:
         self._total = math.ceil(self._rows / self._per_step)  # the last step may be shorter
         self._alarms = Alarms(self._per_step, self._total)
         self._group.end_setup()
+        self._begin(saved)
+
+    def _begin(self, saved: tuple[Path, dict] | None) -> None:
+        """Bring fresh ranks to the checkpoint, or to the start."""
+        config = self._config
         tables = {name: found.pieces for name, found in self._sets.items()}
         self._group.call("begin", self._total, tables)
         if self._loss.needs_reference:
@@ -127,7 +139,23 @@ class _Driver:
             self._tracker.resume(self._step)
             self._table.message(f"resumed after step {self._step}")
 
-    def train(self, snapshots: Snapshots) -> None:
+    def _recover(self) -> None:
+        """New ranks, brought to the last checkpoint, or to the start of the run."""
+        self._table.status("starting new trainers")
+        self._group.restart()
+        self._scores = {}
+        saved = self._snapshots.latest()
+        if saved is None:
+            self._step, self._best = 0, None
+            self._tracker.resume(-1)
+            self._table.message("begun anew")
+        self._begin(saved)
+
+    def train(self) -> None:
+        """All steps, and the model saved; ranks that die are replaced."""
+        keep_going(self._train, self._recover, lambda: self._step, self._table.message)
+
+    def _train(self) -> None:
         """The loop: plan, step, evaluate, checkpoint."""
         config = self._config
         if self._step == 0 and config.training.eval_every:
@@ -144,9 +172,10 @@ class _Driver:
             for warning in self._alarms.after(metrics):
                 self._table.message(f"warning: {warning}")
             if config.checkpoint.every and self._step % config.checkpoint.every == 0:
-                snapshots.write(self._step, self._snapshot)
+                self._snapshots.write(self._step, self._snapshot)
+        self._finish()
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         """Save the reward model with its card, unless the best one was saved before.
 
         `done.json` comes last: who finds it finds the model as it stays.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def start_scorers(
     wanted: list[Bundle],
     logs: Path,
     say: Callable[[str], None],
+    timeout_s: float,
 ) -> Pool:
     """A pool of scorers of one reward model, in every bundle of `wanted`."""
 
@@ -95,7 +97,7 @@ def start_scorers(
         )
         return worker, worker.start.remote()
 
-    return Pool("scorer", spawn, workers.count, say=say)
+    return Pool("scorer", spawn, workers.count, say=say, dead_s=timeout_s)
 
 
 def stop_scorers(pool: Pool) -> None:
@@ -113,7 +115,7 @@ def score(pool: Pool, contests: Iterable[Contest], timeout_s: float) -> pa.Table
     """
     batches = _batches(contests)
     parts: dict[int, pa.Table] = {}
-    under_way, number, left = 0, 0, True
+    under_way, number, left, heard = 0, 0, True, time.monotonic()
     while left or under_way:
         while left and under_way < 2 * len(pool.handles):
             rows = next(batches, None)
@@ -123,11 +125,14 @@ def score(pool: Pool, contests: Iterable[Contest], timeout_s: float) -> pa.Table
                 number, under_way = number + 1, under_way + 1
         if not under_way:
             break
-        done, _ = ray.wait(pool.waitables(), num_returns=1, timeout=timeout_s)
-        if not done:
-            raise PoolFailed(f"no scorer answered for {timeout_s} s")
-        for event in pool.handle(done[0]):
-            if event.kind == "lost":
+        ready, _ = ray.wait(pool.waitables(), num_returns=1, timeout=1.0)
+        if ready or pool.busy:
+            heard = time.monotonic()
+        elif time.monotonic() - heard > timeout_s:
+            raise PoolFailed(f"no scorer could be started for {timeout_s} s")
+        events = [event for ref in ready for event in pool.handle(ref)]
+        for event in [*events, *pool.look_after()]:
+            if event.kind in ("lost", "gone"):
                 pool.submit(event.work)
             else:
                 batch, rows = event.work.payload

@@ -69,7 +69,6 @@ def run(config: ServeJob, resume: bool = False) -> None:
                 config.rows_per_batch,
                 limits.waiting_rows,
                 limits.waiting_bytes,
-                config.timeout_s,
             )
             service.start()
             try:
@@ -130,6 +129,7 @@ def _pool(
         workers.count,
         admit=admit,
         say=lambda message: print(message, flush=True),
+        dead_s=config.timeout_s,
     )
 
 

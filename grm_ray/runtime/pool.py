@@ -1,55 +1,32 @@
 """A pool of workers of one role: work goes to whoever is free, the dead are replaced.
 
-The pool knows nothing of what its workers do. It pulls: each ready worker holds at most `depth`
-pieces of work, the rest waits in one line, so that a slow worker never sits on work that another
-could do. A worker that died is spawned anew and serves again only after its `ready` call came back;
-its unfinished work is handed back to the caller, who knows what of it is still lacking.
+The pool knows nothing of what its workers do. It pulls: each worker that serves holds at most
+`depth` pieces of work, the rest waits in one line, so that a slow worker never sits on work that
+another could do. A worker that died is spawned anew and serves again only after its `ready` call
+came back and `admit` was content; its unfinished work is handed back to the caller, who knows what
+of it is still lacking. Work in the hands of a worker that is silent for too long is given to an
+idle one as well (a hedge): who ends first counts, the other one's is forgotten.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+from grm_ray.runtime.failures import DEATHS, Failure, kind_of
+from grm_ray.runtime.health import SERVES, Patience, Sign, State
+from grm_ray.runtime.pool_members import Event, Member, Members, Piece, Work
+from grm_ray.runtime.transport import RayTransport
 
-# The worker is gone, by its own fault or because the node's memory ran out.
-DEATHS = (RayActorError, OutOfMemoryError)
+__all__ = ["DEATHS", "Event", "Pool", "PoolFailed", "Work"]
+
+# Seconds between two looks for silent workers: each look goes through all of them.
+LOOK_EVERY_S = 0.25
 
 
 class PoolFailed(RuntimeError):
     """A role cannot be kept alive; the message carries the last cause."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """One piece of work: `call(handle)` gives a reference, or a streaming generator."""
-
-    call: Callable[[Any], Any]
-    payload: Any
-
-
-@dataclass(frozen=True)
-class Event:
-    """What happened: a streamed `item`, a `result`, the `end` of a stream, or `lost` work, whose
-    value says whether it was at work, not only at hand, when the worker died."""
-
-    kind: Literal["item", "result", "end", "lost"]
-    work: Work
-    value: Any = None
-
-
-@dataclass
-class _Member:
-    slot: int
-    handle: Any
-    ready_ref: Any
-    ready: bool = False
-    work: list[tuple[Any, Work]] = field(default_factory=list)
-    last: int = 0  # when work was last given to it, in pieces handed out
 
 
 class Pool:
@@ -60,10 +37,15 @@ class Pool:
         spawn: slot -> (actor handle, reference that resolves when it may serve).
         count: number of workers.
         depth: pieces of work a worker may hold at once.
-        max_replacements: consecutive deaths without finished work after which the pool gives up.
+        max_replacements: consecutive deaths without finished work after which the pool gives up;
+            a place whose workers die as often in a row while others work stays empty.
         admit: (handle, what its ready call gave) -> None when it may serve, or a reference to
             wait for and ask about again: a worker that was long in starting is brought up to date.
+            It may raise `PoolFailed`: it will never serve.
         say: told of every replacement, in one line.
+        dead_s: a worker with work that is silent for so long counts as dead.
+        patience: when it is suspect before that.
+        transport: by which workers are reached.
     """
 
     def __init__(
@@ -75,51 +57,84 @@ class Pool:
         max_replacements: int = 3,
         admit: Callable[[Any, Any], Any] = lambda handle, value: None,
         say: Callable[[str], None] = lambda message: None,
+        dead_s: float = float("inf"),
+        patience: Patience | None = None,
+        transport: RayTransport | None = None,
     ) -> None:
         self.role = role
-        self.replaced = 0
-        self._spawn = spawn
-        self._depth = depth
-        self._max = max_replacements
-        self._admit = admit
-        self._say = say
+        self.replaced = self.hedged = self.retried = 0
+        self._spawn, self._admit, self._say = spawn, admit, say
+        self._max, self._dead_s = max_replacements, dead_s
+        self._patience = patience or Patience()
+        self._transport = transport or RayTransport()
         self._deaths = 0
-        self._given = 0
         self._line: deque[Work] = deque()
-        self._members = [_Member(slot, *spawn(slot)) for slot in range(count)]
+        self._looked = self._transport.now()
+        self._members = Members(depth, count, self._transport.now)
+        for member in self._members:
+            self._members.spawned(member, *spawn(member.slot))
+
+    # ----------------------------------------------------------------- what there is
 
     @property
     def handles(self) -> list[Any]:
-        return [member.handle for member in self._members]
+        """Of all workers that are not given up, ready or not."""
+        return [m.handle for m in self._members if m.state != State.RETIRED]
 
     @property
     def ready_handles(self) -> list[Any]:
-        return [member.handle for member in self._members if member.ready]
+        return [member.handle for member in self._members if member.state in SERVES]
+
+    @property
+    def states(self) -> list[State]:
+        """Of each place."""
+        return [member.state for member in self._members]
+
+    @property
+    def busy(self) -> list[Any]:
+        """Handles of those who have work in hand."""
+        return [member.handle for member in self._members if member.pieces]
+
+    def works(self) -> list[Work]:
+        """What is not finished, given out or not; once, however many are at it."""
+        held = {id(p.work): p.work for m in self._members for p in m.pieces if not p.void}
+        return [*held.values(), *self._line]
+
+    def waitables(self) -> list[Any]:
+        """What the transport should wait for."""
+        return self._members.waitables()
+
+    def owns(self, ref: Any) -> bool:
+        return self._members.find(ref) is not None
+
+    def figures(self) -> dict[str, float]:
+        """What to show of the role, and how busy it was since this was asked last."""
+        return {
+            f"{self.role}/queue": float(len(self._line)),
+            f"{self.role}/busy_share": self._members.busy_share(),
+            f"{self.role}/retries": float(self.retried),
+            f"{self.role}/hedged": float(self.hedged),
+            f"{self.role}/deaths": float(self.replaced),
+        }
+
+    # ------------------------------------------------------------------- what is done
 
     def submit(self, work: Work) -> None:
         self._line.append(work)
         self._dispatch()
 
-    def waitables(self) -> list[Any]:
-        """What `ray.wait` should watch for this pool."""
-        refs = [m.ready_ref for m in self._members if not m.ready]
-        return refs + [ref for member in self._members for ref, _ in member.work]
-
-    def works(self) -> list[Work]:
-        """What is not finished, given out or not."""
-        return [w for member in self._members for _, w in member.work] + list(self._line)
-
-    @property
-    def busy(self) -> list[Any]:
-        """Handles of those who have work in hand."""
-        return [member.handle for member in self._members if member.work]
+    def forget(self) -> None:
+        """Nobody waits for any of the work any more."""
+        self._line.clear()
+        for member in self._members:
+            for piece in list(member.pieces):
+                self._void(member, piece)
 
     def pardon(self) -> None:
         """The deaths so far were not the workers' fault: they do not count any more."""
         self._deaths = 0
-
-    def owns(self, ref: Any) -> bool:
-        return any(ref is own for own in self.waitables())
+        for member in self._members:
+            member.deaths = 0
 
     def handle(self, ref: Any) -> list[Event]:
         """Turn one ready reference into events; replaces the worker when it turns out dead.
@@ -127,13 +142,38 @@ class Pool:
         Raises:
             PoolFailed: the role died too often, or a call raised an error of the program.
         """
+        found = self._members.find(ref)
+        if found is None:
+            return []
+        member, piece = found
+        return self._became_ready(member) if piece is None else self._progress(member, piece)
+
+    def look_after(self) -> list[Event]:
+        """Hedge the work of suspects, replace those who are silent beyond hope.
+
+        Cheap enough to be called after every wait; it looks some times a second.
+
+        Raises:
+            PoolFailed: the role died too often.
+        """
+        now = self._transport.now()
+        if now - self._looked < LOOK_EVERY_S:
+            return []
+        self._looked = now
+        events: list[Event] = []
         for member in self._members:
-            if not member.ready and ref is member.ready_ref:
-                return self._became_ready(member)
-            for held, work in member.work:
-                if held is ref:
-                    return self._progress(member, held, work)
-        return []
+            if not member.pieces or member.state not in SERVES:
+                continue
+            silent = now - member.heard
+            if silent > self._dead_s:
+                cause = TimeoutError(f"it has said nothing for {silent:.0f} s")
+                events += self._replace(member, cause)
+            elif silent > self._patience.allowed_s:
+                member.learn(Sign.SILENT)
+                self._members.sort_in(member)
+        if not self._line:
+            self._hedge()
+        return events
 
     def wait_ready(self, timeout_s: float) -> list[Any]:
         """Block until every worker may serve; returns what their ready calls gave.
@@ -143,11 +183,11 @@ class Pool:
         """
         values = []
         for member in self._members:
-            while not member.ready:
-                if not ray.wait([member.ready_ref], timeout=timeout_s)[0]:
+            while member.state not in SERVES:
+                if not self._transport.wait([member.ready_ref], timeout_s):
                     raise PoolFailed(f"{self.role} {member.slot} did not start in {timeout_s} s")
                 self._became_ready(member)
-            values.append(ray.get(member.ready_ref))
+            values.append(self._transport.get(member.ready_ref))
         return values
 
     def replace_dead(self, handle: Any, cause: BaseException) -> list[Event]:
@@ -159,77 +199,130 @@ class Pool:
 
     # ------------------------------------------------------------------ inside
 
-    def _became_ready(self, member: _Member) -> list[Event]:
+    def _became_ready(self, member: Member) -> list[Event]:
         try:
-            value = ray.get(member.ready_ref)
-        except DEATHS as error:
-            return self._replace(member, error)
-        except RayTaskError as error:
-            raise PoolFailed(f"{self.role} {member.slot} cannot start: {error.cause}") from error
+            value = self._transport.get(member.ready_ref)
+        except Exception as error:
+            if kind_of(error) is Failure.INFRASTRUCTURE:
+                return self._replace(member, error)
+            cause = getattr(error, "cause", error)
+            raise PoolFailed(f"{self.role} {member.slot} cannot start: {cause}") from error
+        if member.state is State.RESTARTING:
+            member.learn(Sign.READY)
         not_yet = self._admit(member.handle, value)
         if not_yet is not None:
-            member.ready_ref = not_yet
+            self._members.watch_ready(member, not_yet)
             return []
-        member.ready = True
+        member.learn(Sign.CURRENT)
+        self._members.serves(member)
         self._dispatch()
         return []
 
-    def _progress(self, member: _Member, held: Any, work: Work) -> list[Event]:
+    def _progress(self, member: Member, piece: Piece) -> list[Event]:
         try:
-            if isinstance(held, ray.ObjectRefGenerator):
-                return self._streamed(member, held, work)
-            value = ray.get(held)
-        except DEATHS as error:
-            return self._replace(member, error)
-        except RayTaskError as error:
-            raise PoolFailed(f"{self.role} {member.slot} failed: {error}") from error
-        self._finished(member, held)
-        return [Event("result", work, value)]
+            if hasattr(piece.ref, "__next__"):
+                kind, value = self._streamed(piece)
+            else:
+                kind, value = "result", self._transport.get(piece.ref)
+        except Exception as error:
+            return self._failed(member, piece, error)
+        self._heard(member)
+        events = [] if piece.void else [Event(kind, piece.work, value)]
+        if kind != "item":
+            self._finished(member, piece)
+        return events
 
-    def _streamed(self, member: _Member, held: Any, work: Work) -> list[Event]:
+    def _streamed(self, piece: Piece) -> tuple[Any, Any]:
         """Workers stream pairs: a batch, kept as a reference, then its small metadata, read here.
 
         In this order an error in place of either comes to light when the metadata is read.
         """
         try:
-            batch_ref = next(held)
+            batch_ref = next(piece.ref)
         except StopIteration:
-            self._finished(member, held)
-            return [Event("end", work)]
+            return "end", None
         try:
-            metadata = ray.get(next(held))
+            return "item", (batch_ref, self._transport.get(next(piece.ref)))
         except StopIteration:
-            ray.get(batch_ref)  # a lone item is the worker's error: raise it
+            self._transport.get(batch_ref)  # a lone item is the worker's error: raise it
             raise AssertionError("a stream ended between a batch and its metadata") from None
-        return [Event("item", work, (batch_ref, metadata))]
 
-    def _finished(self, member: _Member, held: Any) -> None:
-        member.work = [(ref, work) for ref, work in member.work if ref is not held]
-        self._deaths = 0
+    def _heard(self, member: Member) -> None:
+        now = self._transport.now()
+        self._patience.note(member.slot, now - member.heard)
+        member.heard = now
+        member.learn(Sign.HEARD)
+        self._members.sort_in(member)
+
+    def _finished(self, member: Member, piece: Piece) -> None:
+        self._members.drop(member, piece)
+        self._deaths = member.deaths = 0
+        for other, twin in self._members.twins(piece):
+            self._void(other, twin)
         self._dispatch()
 
-    def _replace(self, member: _Member, cause: BaseException) -> list[Event]:
-        self._deaths += 1
+    def _failed(self, member: Member, piece: Piece, error: Exception) -> list[Event]:
+        """A call gave an error instead of what was asked."""
+        kind = kind_of(error)
+        if kind is Failure.INFRASTRUCTURE and not piece.void:
+            return self._replace(member, error)
+        if isinstance(error, DEATHS):
+            return self._replace(member, error)
+        if kind is Failure.PROGRAM and not piece.void:
+            raise PoolFailed(f"{self.role} {member.slot} failed: {error}") from error
+        void = piece.void
+        self._heard(member)
+        self._finished(member, piece)  # its input went with a machine, or nobody waits for it
+        return [] if void else [Event("gone", piece.work)]
+
+    def _void(self, member: Member, piece: Piece) -> None:
+        """Nobody waits for `piece` any more. A stream ends at once; whoever is at work on another
+        call has to end it before the next."""
+        piece.void = True
+        self._transport.cancel(piece.ref)
+        if hasattr(piece.ref, "__next__"):
+            self._members.drop(member, piece)
+
+    def _replace(self, member: Member, cause: BaseException) -> list[Event]:
+        member.learn(Sign.DIED)
+        lost = self._members.clear(member)
+        # Work that another one is at as well is not lost; who else dies of it is counted then.
+        alone = [(piece, place) for piece, place in lost if not self._members.twins(piece)]
+        self._deaths += bool(alone or not lost)
+        member.deaths += 1
         self.replaced += 1
         if self._deaths > self._max:
             raise PoolFailed(f"{self.role} died {self._deaths} times in a row: {cause}") from cause
-        self._say(f"{self.role} {member.slot} died and is replaced")
-        lost = [Event("lost", work, place == 0) for place, (_, work) in enumerate(member.work)]
-        member.work = []
-        member.ready = False
-        ray.kill(member.handle)
-        member.handle, member.ready_ref = self._spawn(member.slot)
-        return lost
+        self._patience.forget(member.slot)
+        self._transport.kill(member.handle)
+        if member.deaths > self._max:
+            member.learn(Sign.GIVEN_UP)
+            self._say(f"{self.role} {member.slot} died {member.deaths} times in a row: given up")
+            if all(state is State.RETIRED for state in self.states):
+                raise PoolFailed(f"every {self.role} is given up: {cause}") from cause
+        else:
+            member.learn(Sign.SPAWNED)
+            self._say(f"{self.role} {member.slot} died and is replaced")
+            self._members.spawned(member, *self._spawn(member.slot))
+        self.retried += len(alone)
+        return [Event("lost", piece.work, place == 0) for piece, place in alone]
 
     def _dispatch(self) -> None:
         while self._line:
-            free = [m for m in self._members if m.ready and len(m.work) < self._depth]
-            if not free:
+            member = self._members.free()
+            if member is None:
                 return
-            # Among the least busy the one that waited longest: a dead worker is only found out by
-            # giving it work, and the first of two idle ones would otherwise get all of it.
-            member = min(free, key=lambda m: (len(m.work), m.last))
-            self._given += 1
-            member.last = self._given
             work = self._line.popleft()
-            member.work.append((work.call(member.handle), work))
+            self._members.give(member, Piece(work.call(member.handle), work))
+
+    def _hedge(self) -> None:
+        """Give suspects' work to the idle as well."""
+        for suspect in self._members.suspects():
+            for piece in suspect.pieces:
+                if piece.void or not piece.work.hedge or self._members.twins(piece):
+                    continue
+                idle = self._members.idle()
+                if idle is None:
+                    return
+                self.hedged += 1
+                self._members.give(idle, Piece(piece.work.call(idle.handle), piece.work))

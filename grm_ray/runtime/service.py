@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
-import time
 from collections import OrderedDict, deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -59,18 +58,15 @@ class ScoringService(threading.Thread):
         pool: of `workers.scorer.Scorer`, ready.
         rows_per_batch: rows that a scorer gets at once; a larger request goes as it is.
         most_rows, most_bytes: of all requests under way.
-        timeout_s: seconds without an answer after which scorers with work count as dead.
 
     Attributes:
         failed: why the service is over, None while it is not.
     """
 
-    def __init__(
-        self, pool: Pool, rows_per_batch: int, most_rows: int, most_bytes: int, timeout_s: float
-    ) -> None:
+    def __init__(self, pool: Pool, rows_per_batch: int, most_rows: int, most_bytes: int) -> None:
         super().__init__(name="scoring service", daemon=True)
         self.failed: BaseException | None = None
-        self._pool, self._batch, self._timeout = pool, rows_per_batch, timeout_s
+        self._pool, self._batch = pool, rows_per_batch
         self._most_rows, self._most_bytes = most_rows, most_bytes
         self._asked: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._waiting: deque[_Request] = deque()
@@ -78,7 +74,6 @@ class ScoringService(threading.Thread):
         self._suspected = False  # whether one of them is being tried
         self._deadly: OrderedDict[bytes, None] = OrderedDict()
         self._lock, self._rows, self._bytes, self._working = threading.Lock(), 0, 0, 0
-        self._heard = time.monotonic()
 
     def ask(self, rows: pa.Table) -> Future:
         """A future of the scores `(B, K)` of `ASKED` rows; it may hold `Refused` or `Busy`.
@@ -139,8 +134,6 @@ class ScoringService(threading.Thread):
 
     def _give(self) -> None:
         """Batches to the pool, two a scorer: one at work, one at hand."""
-        if not self._working:
-            self._heard = time.monotonic()
         if self._suspects and not self._suspected and not self._working:
             # With nothing beside it: whoever dies now dies of this.
             self._suspected = True
@@ -174,23 +167,16 @@ class ScoringService(threading.Thread):
         if not waiting:
             return
         ready, _ = ray.wait(waiting, num_returns=1, timeout=_LOOK_S, fetch_local=False)
-        for ref in ready:
-            self._heard = time.monotonic()
-            for event in self._pool.handle(ref):
-                self._on(event)
-        if self._working and time.monotonic() - self._heard > self._timeout:
-            self._heard = time.monotonic()
-            for handle in self._pool.busy:
-                silent = TimeoutError(f"no answer for {self._timeout} s")
-                for event in self._pool.replace_dead(handle, silent):
-                    self._on(event)
+        events = [event for ref in ready for event in self._pool.handle(ref)]
+        for event in [*events, *self._pool.look_after()]:
+            self._on(event)
 
     def _on(self, event: Event) -> None:
         batch: list[_Request] = event.work.payload
         self._working -= 1
         tried = len(batch) == 1 and batch[0].suspect
         self._suspected = self._suspected and not tried
-        if event.kind == "lost":
+        if event.kind in ("lost", "gone"):
             self._lost(batch, at_work=bool(event.value))
             return
         scores_BK, reason = event.value
@@ -237,7 +223,9 @@ class ScoringService(threading.Thread):
 
 def _work(batch: list[_Request]) -> Work:
     rows = pa.concat_tables([request.rows for request in batch])
-    return Work(lambda worker: worker.answer.remote(rows), batch)
+    # A suspect is tried by one scorer only.
+    suspect = len(batch) == 1 and batch[0].suspect
+    return Work(lambda worker: worker.answer.remote(rows), batch, hedge=not suspect)
 
 
 def score_once(pool: Pool, rows: pa.Table, timeout_s: float) -> Any:
@@ -247,7 +235,7 @@ def score_once(pool: Pool, rows: pa.Table, timeout_s: float) -> Any:
         Busy: no scorer answered in time.
         Refused: as `ScoringService.ask`.
     """
-    service = ScoringService(pool, rows.num_rows, rows.num_rows, rows.nbytes, timeout_s)
+    service = ScoringService(pool, rows.num_rows, rows.num_rows, rows.nbytes)
     service.start()
     try:
         return service.ask(rows).result(timeout_s)

@@ -98,11 +98,11 @@ class Tracker:
     def resume(self, from_step: int) -> int:
         """Go on after the checkpoint of `from_step`: later lines and torn ones are dropped.
 
-        The kept lines are written beside the file, which is then replaced in one move: a kill
-        at any moment leaves one of the two. Returns how many lines were dropped.
+        Views are opened anew, and told where they go on. The kept lines are written beside the
+        file, which is then replaced in one move: a kill at any moment leaves one of the two.
+        Returns how many lines were dropped.
         """
-        if self._views is not None:
-            raise RuntimeError("resume() comes before the first log()")
+        self._close_views()
         self._file.close()
         kept, dropped = [], 0
         for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -123,10 +123,14 @@ class Tracker:
     def close(self) -> None:
         """Flush and close everything; a second call does nothing."""
         self._file.close()
+        self._close_views()
+        self._views = {}
+
+    def _close_views(self) -> None:
         for name, view in (self._views or {}).items():
             if view:
                 self._guarded(name, view.close)
-        self._views = {}
+        self._views = None
 
     def _show(self, step: int, at: float, values: dict[str, float]) -> None:
         if self._views is None:

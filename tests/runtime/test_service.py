@@ -38,9 +38,9 @@ def spawn(slot):
 
 @pytest.fixture
 def service(small_cluster):
-    pool = Pool("scorer", spawn, count=2)
+    pool = Pool("scorer", spawn, count=2, dead_s=3)
     pool.wait_ready(60)
-    made = ScoringService(pool, rows_per_batch=8, most_rows=100, most_bytes=10_000, timeout_s=3)
+    made = ScoringService(pool, rows_per_batch=8, most_rows=100, most_bytes=10_000)
     made.start()
     yield made
     made.stop()

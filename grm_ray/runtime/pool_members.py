@@ -1,0 +1,201 @@
+"""Who is in a pool and what each holds: found by reference, by load, and by work, in constant time.
+
+With thousands of workers the driver cannot afford to go through all of them for every event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from grm_ray.runtime.health import SERVES, Sign, State, after
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """One piece of work: `call(handle)` gives a reference, or a streaming generator.
+
+    Attributes:
+        hedge: it may be done twice at once, where the first to do it is slow.
+    """
+
+    call: Callable[[Any], Any]
+    payload: Any
+    hedge: bool = True
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened: a streamed `item`, a `result`, the `end` of a stream; `lost` work, whose value
+    says whether it was at work, not only at hand, when the worker died; or work whose input is
+    `gone` with a machine."""
+
+    kind: Literal["item", "result", "end", "lost", "gone"]
+    work: Work
+    value: Any = None
+
+
+@dataclass(eq=False)
+class Piece:
+    """Work in a worker's hands; `void`: nobody waits for it any more."""
+
+    ref: Any
+    work: Work
+    void: bool = False
+
+
+@dataclass(eq=False)
+class Member:
+    """One place of the pool.
+
+    Attributes:
+        heard: when it last said something, or was idle and got work.
+        deaths: in a row, of workers in this place.
+    """
+
+    slot: int
+    handle: Any = None
+    ready_ref: Any = None
+    state: State = State.RESTARTING
+    pieces: list[Piece] = field(default_factory=list)
+    heard: float = 0.0
+    deaths: int = 0
+
+    def learn(self, sign: Sign) -> None:
+        self.state = after(self.state, sign)
+
+
+class Members:
+    """The places of a pool.
+
+    Args:
+        depth: pieces that each may hold.
+        now: seconds of the clock.
+    """
+
+    def __init__(self, depth: int, count: int, now: Callable[[], float]) -> None:
+        self._depth, self._now = depth, now
+        self._all = [Member(slot) for slot in range(count)]
+        # References are told apart by what they are, not by what they equal: generators have no
+        # equality of their own. They are held here, so that no id is used again.
+        self._watched: dict[int, tuple[Any, Member, Piece | None]] = {}
+        self._at: dict[int, list[tuple[Member, Piece]]] = {}  # work -> who is at it
+        # Those who serve, by pieces in hand, each in the order in which it came to hold so many.
+        # Suspects stand behind all others.
+        self._by_load: list[dict[int, Member]] = [{} for _ in range(2 * depth + 2)]
+        self._place: dict[int, int] = {}
+        self._since, self._busy_s = now(), 0.0
+        self._busy_from: dict[int, float] = {}
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self._all)
+
+    def waitables(self) -> list[Any]:
+        return [ref for ref, _, _ in self._watched.values()]
+
+    def find(self, ref: Any) -> tuple[Member, Piece | None] | None:
+        """Whose reference it is, and of which piece; None: of the worker's start."""
+        found = self._watched.get(id(ref))
+        return None if found is None else found[1:]
+
+    def free(self) -> Member | None:
+        """Of the least busy the one that has been so for longest; suspects come last.
+
+        A dead worker is only found out by giving it work: were it always the same one of two that
+        gets all of it, the other could be dead for long.
+        """
+        for load in (*range(self._depth), *range(self._depth + 1, 2 * self._depth + 1)):
+            if self._by_load[load]:
+                return next(iter(self._by_load[load].values()))
+        return None
+
+    def idle(self) -> Member | None:
+        """One that holds nothing and can be relied on."""
+        return next(iter(self._by_load[0].values()), None)
+
+    def suspects(self) -> list[Member]:
+        return [m for load in self._by_load[self._depth + 2 :] for m in load.values()]
+
+    def twins(self, piece: Piece) -> list[tuple[Member, Piece]]:
+        """Others who are at the same work."""
+        return [x for x in self._at.get(id(piece.work), []) if x[1] is not piece]
+
+    def busy_share(self) -> float:
+        """Mean share of the time since the last call in which a worker had work."""
+        now = self._now()
+        for slot, began in self._busy_from.items():
+            self._busy_s += now - began
+            self._busy_from[slot] = now
+        there = sum(member.state is not State.RETIRED for member in self._all)
+        share = self._busy_s / max(1e-9, (now - self._since) * there)
+        self._since, self._busy_s = now, 0.0
+        return share
+
+    # ---------------------------------------------------------------- what happens to one
+
+    def spawned(self, member: Member, handle: Any, ready_ref: Any) -> None:
+        """A new worker is on its way into the place."""
+        member.handle = handle
+        self.watch_ready(member, ready_ref)
+
+    def watch_ready(self, member: Member, ref: Any) -> None:
+        """It serves at the earliest when `ref` is there."""
+        self._watched.pop(id(member.ready_ref), None)
+        member.ready_ref = ref
+        self._watched[id(ref)] = ref, member, None
+
+    def serves(self, member: Member) -> None:
+        self._watched.pop(id(member.ready_ref), None)
+        self.sort_in(member)
+
+    def give(self, member: Member, piece: Piece) -> None:
+        if not member.pieces:
+            member.heard = self._now()
+            self._busy_from[member.slot] = member.heard
+        member.pieces.append(piece)
+        self._watched[id(piece.ref)] = piece.ref, member, piece
+        self._at.setdefault(id(piece.work), []).append((member, piece))
+        self.sort_in(member)
+
+    def drop(self, member: Member, piece: Piece) -> None:
+        """The piece is done, or nobody waits for it."""
+        member.pieces.remove(piece)
+        self._forget(piece)
+        if not member.pieces:
+            self._busy_s += self._now() - self._busy_from.pop(member.slot)
+        self.sort_in(member)
+
+    def clear(self, member: Member) -> list[tuple[Piece, int]]:
+        """The worker is gone: (piece, place in its line) of what somebody waits for."""
+        lost = [(piece, place) for place, piece in enumerate(member.pieces) if not piece.void]
+        for piece in member.pieces:
+            self._forget(piece)
+        if member.pieces:
+            self._busy_s += self._now() - self._busy_from.pop(member.slot)
+        member.pieces = []
+        self._watched.pop(id(member.ready_ref), None)
+        self.sort_in(member)
+        return lost
+
+    def sort_in(self, member: Member) -> None:
+        """Among those with as many pieces, where it does not stand there already."""
+        place = None
+        if member.state in SERVES:
+            behind = self._depth + 1 if member.state is State.SUSPECT else 0
+            place = min(len(member.pieces), self._depth) + behind
+        if self._place.get(member.slot) == place:
+            return
+        if member.slot in self._place:
+            del self._by_load[self._place.pop(member.slot)][member.slot]
+        if place is not None:
+            self._by_load[place][member.slot] = member
+            self._place[member.slot] = place
+
+    def _forget(self, piece: Piece) -> None:
+        self._watched.pop(id(piece.ref), None)
+        others = [x for x in self._at[id(piece.work)] if x[1] is not piece]
+        if others:
+            self._at[id(piece.work)] = others
+        else:
+            del self._at[id(piece.work)]
