@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from grm_ray.data.packing import pack
 from grm_ray.models.checkpoint import load_reward_model
 from tests.conftest import WORDS, finish, job, rows
 from tests.end_to_end.conftest import ppo_config, rm_config
-from tests.end_to_end.test_ppo_job import wait_for
+from tests.end_to_end.test_ppo_job import descendants, wait_for
 
 
 def test_the_run_folder_is_complete(reward_model):
@@ -133,6 +135,33 @@ def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(
     assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
     told = [m["step"] for m in rows(run / "metrics.jsonl")]
     assert told == sorted(set(told)) == list(range(len(rows(reward_model[0] / "metrics.jsonl"))))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("every", [1, 0], ids=["with checkpoints", "without"])
+def test_a_rank_that_dies_is_replaced_and_the_weights_are_those_of_an_unbroken_run(
+    tmp_path, tiny_model, tiny_data, reward_model, every
+):
+    path = rm_config(
+        tmp_path, tiny_model, tiny_data, checkpoint={"every": every}, workers={"count": 2}
+    )
+    run = tmp_path / "runs" / "rm"
+    process = job("grm_ray.rm", "--config", str(path), cwd=tmp_path)
+    wait_for(lambda: (run / "metrics.jsonl").exists() and len(told(run)) >= 3, process)
+    os.kill(descendants(process, "ray::RewardTrainer")[1].pid, signal.SIGKILL)
+    output = finish(process, timeout=500)
+    assert process.returncode == 0, output
+    assert output.count("a new group goes on from the last checkpoint") == 1
+    unbroken, mended = weights(reward_model[0]), weights(run)
+    assert all(torch.equal(unbroken[name], mended[name]) for name in unbroken)
+    assert told(run) == list(range(len(rows(reward_model[0] / "metrics.jsonl"))))
+
+
+def told(run):
+    """Steps of the run's metrics, but for a line that is being written."""
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
 
 
 @pytest.mark.slow
