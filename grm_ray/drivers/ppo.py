@@ -301,6 +301,8 @@ class _Driver:
             "policy/entropy": float(step.column("entropy").sum() / lengths.sum()),
             "engine_gap": learned.pop(ENGINE_GAP, float(gap)),
             "tokens_per_second": float(lengths.sum()) / seconds,
+            "rows_per_second": len(prompts) / seconds,
+            **self._cast.figures(),
             "policy_version": [self._ahead.version.incarnation, self._ahead.version.step],
             "staleness": number - 1 - float(step.column("version").mean()),
             **step.phases(since),

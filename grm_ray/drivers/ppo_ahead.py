@@ -10,8 +10,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import ray
-
 from grm_ray.config.ppo import PpoJob
 from grm_ray.data.order import EpochOrder
 from grm_ray.drivers.ppo_step import Gathering
@@ -68,10 +66,13 @@ class Ahead:
         return self._begun.pop(step)
 
     def advance(self) -> None:
-        """With idle engines: bring them new weights, and ask for the next step's rows."""
-        if not self._stream.idle:
-            return
-        self._push(wait=False)
+        """Bring idle engines new weights, and ask for the next step's rows.
+
+        Those who have written their share of one step go on with the next, while the longest
+        answers are still being written, as long as the weights that they have are new enough.
+        """
+        if self._stream.idle:
+            self._push(wait=False)
         step, rollout = self._last_begun + 1, self._config.rollout
         too_old = step - 1 - self.version.step > rollout.staleness
         if step > self._config.ppo.steps or too_old:
@@ -118,8 +119,7 @@ class Ahead:
         """Give idle engines the newest weights, where they are ready or are waited for."""
         while self._export is not None:
             version, refs = self._export
-            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
-            if not wait and len(ready) < len(refs):
+            if not wait and not self._cast.transport.all_ready(refs):
                 return
             began = time.perf_counter()
             self._cast.send_weights(refs)

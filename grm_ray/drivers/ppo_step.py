@@ -40,7 +40,7 @@ class Step:
     def note(self, stage: str, uids: list[str]) -> list[str]:
         """Enter `uids` in the ledger; returns those that were not there yet."""
         fresh = self.ledger.record(stage, uids)
-        if not self.ledger.lacking(stage):
+        if not self.ledger.left(stage):
             self.at.setdefault(stage, time.perf_counter())
         return fresh
 
@@ -99,7 +99,7 @@ class Gathering:
 
     @property
     def generated(self) -> bool:
-        return not self.step.ledger.lacking(GENERATED)
+        return not self.step.ledger.left(GENERATED)
 
     @property
     def complete(self) -> bool:
@@ -108,11 +108,11 @@ class Gathering:
     @property
     def scored(self) -> int:
         """How many rows are."""
-        return len(self._row_of) - len(self.step.ledger.lacking(SCORED))
+        return len(self._row_of) - self.step.ledger.left(SCORED)
 
     def lacking(self) -> dict[str, int]:
         """stage -> rows that it has not had."""
-        return {need: len(self.step.ledger.lacking(need)) for need in sorted(self._needs)}
+        return {need: self.step.ledger.left(need) for need in sorted(self._needs)}
 
     def begin(self) -> None:
         """Ask the rollout workers for the rows."""

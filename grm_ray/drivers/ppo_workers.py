@@ -81,6 +81,14 @@ class PpoCast:
         """Workers that died and were replaced so far."""
         return self.rollouts.replaced + self.scorers.replaced + self.learners_replaced
 
+    def figures(self) -> dict[str, float]:
+        """How the roles fare, since this was asked last."""
+        return {
+            **self.rollouts.figures(),
+            **self.scorers.figures(),
+            "learner/deaths": float(self.learners_replaced),
+        }
+
     def begin(self) -> None:
         """Have the learner ranks load while the caller does something else."""
         self.learners.begin_setup()

@@ -29,7 +29,8 @@ class StepLedger:
 
     def __init__(self, uids: Iterable[str], needs: frozenset[str]) -> None:
         self._done: dict[str, set[str]] = {u: set() for u in uids}
-        self._needs = needs
+        # Counted along: with many rows the driver cannot look at all of them for every event.
+        self._left = dict.fromkeys(needs, len(self._done))
 
     def record(self, stage: str, uids: Iterable[str]) -> list[str]:
         """Note that `stage` is done for `uids`; returns those for which that is news.
@@ -42,14 +43,24 @@ class StepLedger:
             if stage not in self._done[name]:
                 self._done[name].add(stage)
                 fresh.append(name)
+        if stage in self._left:
+            self._left[stage] -= len(fresh)
         return fresh
+
+    def left(self, stage: str) -> int:
+        """How many rows still need `stage`.
+
+        Raises:
+            KeyError: none ever does.
+        """
+        return self._left[stage]
 
     def lacking(self, stage: str) -> list[str]:
         return [u for u, done in self._done.items() if stage not in done]
 
     @property
     def complete(self) -> bool:
-        return all(self._needs <= done for done in self._done.values())
+        return not any(self._left.values())
 
     @property
     def uids(self) -> list[str]:

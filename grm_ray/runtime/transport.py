@@ -34,6 +34,11 @@ class RayTransport:
             ready += ray.wait(others, num_returns=most, timeout=0, fetch_local=False)[0]
         return ready
 
+    def all_ready(self, refs: list[Any]) -> bool:
+        """Whether nobody need wait for any of them."""
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
+        return len(ready) == len(refs)
+
     def get(self, ref: Any) -> Any:
         return ray.get(ref)
 
