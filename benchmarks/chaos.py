@@ -279,10 +279,11 @@ def main() -> None:
         for seed in range(arguments.first, arguments.first + arguments.runs):
             story = one_run(("ppo", "rm", "bon")[seed % 3], folder, seed)
             stories.append(vars(story))
+            killed = [f"{role.removeprefix('ray::')} at {at}" for role, at in story.killed]
             print(
-                f"seed {seed:3d} {story.kind:3s} {story.seconds:5.0f} s  {story.rows} rows  killed: "
-                + ", ".join(f"{role.removeprefix('ray::')} at {at}" for role, at in story.killed)
-                + ("  WRONG: " + "; ".join(story.wrong) if story.wrong else ""),
+                f"seed {seed:3d} {story.kind:3s} {story.seconds:5.0f} s  {story.rows} rows  "
+                f"killed: {', '.join(killed) or 'nobody'}",
+                *(f"  WRONG: {what}" for what in story.wrong),
                 flush=True,
             )
     finish(

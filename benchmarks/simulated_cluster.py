@@ -2,8 +2,8 @@
 
 Everything above `runtime.transport` is the real thing: pools, health, ledger, gathering, stream,
 what runs ahead, the update's plan. A reference is an object with a time at which it is ready; to
-wait moves the clock on. The driver's own work moves it as well, by the processor time that it really takes,
-so that a driver that cannot keep up shows.
+wait moves the clock on. The driver's own work moves it as well, by the processor time that it
+really takes, so that a driver that cannot keep up shows.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """On clusters that were there before the job: one that takes submissions, one of two nodes."""
 
+import contextlib
 import os
 import secrets
 import signal
@@ -45,9 +46,12 @@ def start_node():
                 stderr=subprocess.DEVNULL,
             )
         )
+        return started[-1]
 
     yield start
     for process in reversed(started):
+        if process.poll() is not None:
+            continue
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
         process.wait(30)
@@ -130,6 +134,52 @@ def test_workers_spread_over_two_nodes(start_node, tmp_path, tiny_model, tiny_da
     metrics = rows(run / "metrics.jsonl")
     assert len(rows(run / "ledger.jsonl")) == 2
     assert all(m["engine_gap"] < 1e-4 for m in metrics if m["step"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_run_outlives_a_node_and_uses_the_one_that_comes_back(
+    start_node, tmp_path, tiny_model, tiny_data, reward_model
+):
+    """Two CPUs of the three are on the node that stays; whatever is on the other one dies."""
+    here = ["--node-ip-address", "127.0.0.1"]
+    address = f"127.0.0.1:{free_port()}"
+    start_node("--head", "--num-cpus", "2", "--port", address.split(":")[1], *here,
+               "--include-dashboard", "false")  # fmt: skip
+    assert wait_for(lambda: _up(address), 180)
+    leaves = start_node("--address", address, "--num-cpus", "1", *here)
+    assert wait_for(lambda: _nodes(address) == 2, 180)
+    path = ppo_config(
+        tmp_path, tiny_model, tiny_data, reward_model[0] / "model",
+        ppo={"steps": 24, "optimizer": {"learning_rate": 1.0e-3}},
+        checkpoint={"every": 2},
+        workers={
+            "learner": {"count": 1, "cpus": 1.0},
+            "rollout": {"count": 2, "cpus": 0.5},
+            "scorer": {"count": 4, "cpus": 0.25},
+        },
+    )  # fmt: skip
+    process = job("grm_ray.ppo", "--config", str(path), cwd=tmp_path, RAY_ADDRESS=address, **TOKEN)
+    run = tmp_path / "runs" / "ppo"
+    assert wait_for(lambda: len(steps(run)) >= 3, 400)
+    for child in [*psutil.Process(leaves.pid).children(recursive=True), leaves]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    leaves.wait()
+    time.sleep(10)
+    start_node("--address", address, "--num-cpus", "1", *here)
+    output = finish(process)
+    assert process.returncode == 0 and "died" in output, output
+    told = rows(run / "ledger.jsonl")
+    assert [entry["step"] for entry in told] == list(range(1, 25))
+    uids = [uid for entry in told for uid in entry["uids"]]
+    assert len(uids) == len(set(uids)) == 24 * 15
+
+
+def steps(run):
+    """Lines of the ledger, the one left out that is being written."""
+    file = run / "ledger.jsonl"
+    return file.read_text().split("\n")[:-1] if file.exists() else []
 
 
 def _ray(*arguments):

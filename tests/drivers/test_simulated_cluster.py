@@ -1,0 +1,48 @@
+"""The real driver loop over clusters on paper, where hundreds of workers die and some crawl."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.simulated_cluster import Speeds
+from benchmarks.simulated_run import run
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    engines=st.integers(1, 9),
+    scorers=st.integers(1, 5),
+    staleness=st.integers(0, 2),
+    seed=st.integers(0, 10**6),
+    deaths=st.sampled_from([0.0, 5.0, 40.0]),
+)
+def test_every_row_is_learned_from_once_whoever_dies(engines, scorers, staleness, seed, deaths):
+    """`run` itself compares the ledger with what was asked for and what was learned from."""
+    speeds = Speeds(deaths_per_hour=deaths, restart_s=20.0, mean_length=60.0)
+    found = run(engines, scorers, speeds, 3, 8, staleness, seed)
+    assert found["replaced"] <= found["deaths"]
+    assert found["rows"] == 3 * 4 * max(2, engines * 2)
+
+
+def test_workers_die_in_the_simulation():
+    found = run(8, 4, Speeds(deaths_per_hour=40.0, restart_s=20.0), 3, 8)
+    assert found["deaths"] > 5 and found["replaced"] > 5 and found["retries"] > 0
+
+
+def test_one_scorer_in_four_that_is_ten_times_slower_costs_little():
+    """Scorers have as much to do as they can: without the slow one 4 / 3 were the least."""
+    plain = run(8, 4, Speeds(score_tokens=2_000.0), 4, 16, 0)
+    slow = run(8, 4, Speeds(score_tokens=2_000.0, slow=0.25), 4, 16, 0)
+    assert slow["hedged"] > 0
+    assert slow["simulated_s"] < 1.3 * plain["simulated_s"]
+
+
+def test_running_ahead_and_streaming_keep_the_learner_busier_than_barriers():
+    found = run(16, 2, Speeds(), 6, 32, 1)
+    assert found["learner_busy"] > 1.3 * found["learner_busy_barrier"]
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 3])
+def test_without_deaths_nothing_is_done_twice(staleness):
+    found = run(4, 2, Speeds(), 4, 8, staleness)
+    assert found["deaths"] == found["replaced"] == found["retries"] == 0
