@@ -9,7 +9,15 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from grm_ray.config import secrets
+
 J = TypeVar("J", bound=BaseModel)
+
+
+_NO_SECRETS = (
+    "configs are copied into run folders and reports: put it into a file of its own with mode 600 "
+    "(rule http: token_file), or into the environment"
+)
 
 
 class ConfigError(ValueError):
@@ -50,6 +58,10 @@ def load(schema: type[J], path: str | Path, overrides: list[str] | None = None) 
 
 def validate(schema: type[J], raw: dict[str, Any], origin: str) -> J:
     """`raw` as `schema`, or a `ConfigError` that names `origin` and every wrong key."""
+    if found := list(secrets.find(raw)):
+        raise ConfigError(
+            "\n".join(f"{origin}: key '{key}': {what}; {_NO_SECRETS}" for key, what in found)
+        )
     try:
         return schema.model_validate(raw)
     except ValidationError as error:

@@ -184,3 +184,35 @@ def test_registry_names():
         registry.check("preference loss", "bradly_terry")
     with pytest.raises(ConfigError, match="cannot import"):
         registry.resolve("true reward", "no_such_module:judge")
+
+
+@pytest.mark.parametrize(
+    ("rule", "key"),
+    [
+        ("{name: http, url: 'https://bob:hunter2@rules:8000/'}", "url"),
+        ("{name: http, url: 'https://hunter2@rules/'}", "url"),
+        ("{name: http, url: 'https://rules/?a=b&token=hunter2'}", "url"),
+        ("{name: http, url: 'https://rules/', Token: hunter2}", "Token"),
+        ("{name: http, url: 'https://rules/', more: {password: hunter2}}", "more.password"),
+    ],
+)
+def test_secrets_are_refused_by_their_key_and_not_repeated(write, rule, key):
+    override = f"reward.stages=[{{stage: rule, rule: {rule}}}]"
+    with pytest.raises(ConfigError) as error:
+        load(PpoJob, write(PPO), [override])
+    assert f"key 'reward.stages[0].rule.{key}'" in str(error.value)
+    assert "mode 600" in str(error.value) and "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "https://rules:8000/score?model=grm&n=4",
+        "hf://datasets/someone/pairs@main",
+        "someone@example.org",
+        "",
+    ],
+)
+def test_addresses_without_secrets_are_taken(write, value):
+    rule = f"{{name: http, url: '{value}', token_file: /run/secrets/rules, max_tokens: 3}}"
+    load(PpoJob, write(PPO), [f"reward.stages=[{{stage: rule, rule: {rule}}}]"])

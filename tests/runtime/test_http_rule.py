@@ -12,8 +12,10 @@ from grm_ray.runtime.http_rule import http
 
 class Service(BaseHTTPRequestHandler):
     answer: ClassVar[dict] = {}
+    seen: ClassVar[list] = []
 
     def do_POST(self):
+        self.seen.append(self.headers["Authorization"])
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         made = self.answer or {"rewards": [len(text) for text in asked["responses"]]}
         self.send_response(200)
@@ -27,6 +29,7 @@ class Service(BaseHTTPRequestHandler):
 @pytest.fixture
 def url(monkeypatch):
     monkeypatch.setattr(Service, "answer", {})
+    monkeypatch.setattr(Service, "seen", [])
     server = HTTPServer(("127.0.0.1", 0), Service)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -52,3 +55,35 @@ def test_nobody_there():
         http(["a"], ["?"], "http://127.0.0.1:9", timeout_s=2)
     with pytest.raises(ValueError, match="no http or https address"):
         http([], [], "file:///etc/passwd")
+
+
+def test_a_token_goes_along_from_its_file_and_stands_in_no_message(url, tmp_path, monkeypatch):
+    file = tmp_path / "token"
+    file.write_text("hunter2-hunter2\n")
+    assert http(["a"], ["?"], url, token_file=str(file)) == [1.0]
+    assert http(["a"], ["?"], url) == [1.0]
+    assert Service.seen == ["Bearer hunter2-hunter2", None]
+    monkeypatch.setattr(Service, "answer", {"rewards": []})
+    with pytest.raises(RuntimeError) as error:
+        http(["a"], ["?"], url, token_file=str(file))
+    assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize("held", ["", "a b", "a\nhunter2", "h\u00fcnter2"])
+def test_a_file_without_a_token_is_refused_before_anything_is_asked(tmp_path, held):
+    file = tmp_path / "token"
+    file.write_text(held)
+    with pytest.raises(ValueError, match="one line of printable ASCII") as error:
+        http([], [], "http://127.0.0.1:9", token_file=str(file))
+    assert "hunter2" not in str(error.value)
+    with pytest.raises(ValueError, match="No such file"):
+        http([], [], "http://127.0.0.1:9", token_file=str(file) + "s")
+
+
+@pytest.mark.parametrize(
+    "address", ["http://bob:hunter2@127.0.0.1:9/", "http://127.0.0.1:9/?api_key=hunter2"]
+)
+def test_an_address_with_a_password_is_refused_and_not_repeated(address):
+    with pytest.raises(ValueError, match="token_file") as error:
+        http([], [], address)
+    assert "hunter2" not in str(error.value)
