@@ -33,10 +33,11 @@ test: install ## all tests but those marked slow; one run of both jobs is among 
 test-all: install ## every test
 	$(BIN)/python -m pytest
 
-lint: ## ruff, and the type checker on the pure packages
+lint: ## ruff, the type checker on the pure packages, known vulnerabilities of what is installed
 	$(LINT)ruff check .
 	$(LINT)ruff format --check .
 	$(LINT)mypy $(PURE)
+	$(if $(LINT),$(LINT)python,$(PYTHON)) tools/audit.py
 
 format: ## let ruff put the files in order
 	$(LINT)ruff check --fix-only .
