@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel
 
+from grm_ray.config.ends import RunStopped
 from grm_ray.config.load import ConfigError, load
 
 J = TypeVar("J", bound=BaseModel)
@@ -40,6 +41,8 @@ def main(schema: type[J], run: Callable[[J, bool], Path | None], description: st
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except RunStopped as error:
+        print(f"error: {error}; {_how_to_go_on(config)}", file=sys.stderr)
     except KeyboardInterrupt:
         print(f"\ninterrupted; {_how_to_go_on(config)}", file=sys.stderr)
     except Exception as error:  # noqa: BLE001 - the last place that can say what happened

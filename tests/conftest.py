@@ -94,6 +94,23 @@ def tiny_data(tmp_path_factory) -> dict[str, Path]:
     return made
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of its own, of two mebibytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if mounted.returncode:
+        pytest.skip(f"a disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
 def job(*arguments: str, cwd: Path, stdout=subprocess.PIPE, **environment: str) -> subprocess.Popen:
     """`python -m grm_ray.<job> ...` in a process of its own."""
     mark = uuid.uuid4().hex  # every process that the job starts inherits it

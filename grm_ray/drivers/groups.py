@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from grm_ray.config.ends import RunStopped
 from grm_ray.config.load import ConfigError
 from grm_ray.runtime.failures import DEATHS, Failure, kind_of
 from grm_ray.training.checkpoint import CheckpointMismatch
@@ -18,12 +19,15 @@ def fetch(ref: Any) -> Any:
 
     Raises:
         ConfigError: something that only the worker could see.
+        RunStopped: an end that the worker knows how to tell; it is alive.
     """
     try:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ConfigError | CheckpointMismatch):
             raise ConfigError(str(error.cause)) from error
+        if isinstance(error.cause, RunStopped):
+            raise error.cause from error
         raise
 
 

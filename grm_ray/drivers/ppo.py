@@ -34,7 +34,8 @@ from grm_ray.drivers.ppo_update import begin_update
 from grm_ray.drivers.ppo_workers import PpoCast
 from grm_ray.drivers.readable import check_readable, readers
 from grm_ray.drivers.recovery import keep_going
-from grm_ray.drivers.run_folder import next_incarnation, open_run, saved_state
+from grm_ray.drivers.run_folder import check_room, next_incarnation, open_run, saved_state
+from grm_ray.drivers.updates import Updates
 from grm_ray.models import backbone
 from grm_ray.models.checkpoint import check_reward_model, model_identity
 from grm_ray.objectives.kl import AdaptiveKL, FixedKL
@@ -61,6 +62,7 @@ def run(config: PpoJob, resume: bool = False) -> Path:
         ConfigError: config, data or checkpoint is wrong; no worker was started.
     """
     check(config)
+    check_room(config)
     quarantine = Quarantine()
     train, held_out = read_prompts(config, quarantine)
     asked = config.evaluation.canaries
@@ -139,6 +141,7 @@ class _Driver:
         )
         self._watch = Watch(config.guard)
         self._incarnation = next_incarnation(folder)
+        self._updates = Updates("ppo.optimizer", config.ppo.optimizer.tokens_per_micro_batch)
         self._step = 0  # updates made
         self._best: float | None = None
 
@@ -222,7 +225,7 @@ class _Driver:
             self._table.row(metrics)
             if config.checkpoint.every and self._step % config.checkpoint.every == 0:
                 self._table.status("checkpoint")
-                self._snapshots.write(self._step, self._snapshot)
+                self._snapshots.attempt(self._step, self._snapshot, self._table.message)
         self._finish()
 
     def _finish(self) -> None:
@@ -273,6 +276,8 @@ class _Driver:
         self._stream.wait(learning, self._ahead.advance)
         learned = self._cast.learners.gather(learning)[0]
         self._cast.learner_works(False)
+        for line in self._updates.after(number, learned):
+            self._table.message(line)
         gap = step.column("gap").sum() / step.column("length").sum()
         learn_seconds = time.perf_counter() - before_learning
         self._step = number

@@ -16,6 +16,7 @@ from grm_ray.drivers.ppo_rewards import PolicyRewards
 from grm_ray.drivers.ppo_step import Gathering, Step
 from grm_ray.drivers.ppo_stream import Stream
 from grm_ray.drivers.ppo_workers import PpoCast
+from grm_ray.runtime.disk import writing
 from grm_ray.runtime.ledger import uid
 from grm_ray.runtime.weights import Version
 from grm_ray.study.intervals import bootstrap_mean
@@ -126,7 +127,9 @@ def save_samples(
     true = pa.array([step.rows[u]["true_reward"] for u in uids], pa.float32())
     lengths = pa.array([step.rows[u]["length"] for u in uids], pa.int32())
     said = said.append_column("true_reward", true).append_column("length", lengths)
-    pq.write_table(said, folder / "samples" / f"{name}.parquet")
+    path = folder / "samples" / f"{name}.parquet"
+    with writing(path):
+        pq.write_table(said, path)
     return said
 
 

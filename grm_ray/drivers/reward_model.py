@@ -18,11 +18,13 @@ from grm_ray.drivers.checks import bundles_of, check
 from grm_ray.drivers.groups import Group
 from grm_ray.drivers.recovery import keep_going
 from grm_ray.drivers.reward_rows import card_facts, read, start_reading
-from grm_ray.drivers.run_folder import check_identity, open_run, saved_state
+from grm_ray.drivers.run_folder import check_identity, check_room, open_run, saved_state
+from grm_ray.drivers.updates import Updates
 from grm_ray.models import backbone
 from grm_ray.models.checkpoint import model_identity
 from grm_ray.reporting.page import write_report
 from grm_ray.runtime import cluster, timeline
+from grm_ray.runtime.disk import writing
 from grm_ray.runtime.live import RM_COLUMNS, LiveTable
 from grm_ray.runtime.snapshot import Snapshots
 from grm_ray.runtime.tracking import Tracker
@@ -42,6 +44,7 @@ def run(config: RewardModelJob, resume: bool = False) -> Path:
         ConfigError: config or data is wrong; nothing was trained.
     """
     check(config)
+    check_room(config)
     path = backbone.resolve(config.model.path)
     identity = {"model": model_identity(path)}
     snapshots = Snapshots(
@@ -93,6 +96,8 @@ class _Driver:
             )
 
         self._group = Group(make, world, config.timeout_s)
+        budget = config.training.optimizer.tokens_per_micro_batch
+        self._updates = Updates("training.optimizer", budget)
         self._step = 0
         self._best: float | None = None
         self._scores: dict[str, dict[str, Any]] = {}
@@ -172,7 +177,7 @@ class _Driver:
             for warning in self._alarms.after(metrics):
                 self._table.message(f"warning: {warning}")
             if config.checkpoint.every and self._step % config.checkpoint.every == 0:
-                self._snapshots.write(self._step, self._snapshot)
+                self._snapshots.attempt(self._step, self._snapshot, self._table.message)
         self._finish()
 
     def _finish(self) -> None:
@@ -185,7 +190,8 @@ class _Driver:
         if self._best is None:
             self._save()
         done = {"steps": self._step, "best": self._best}
-        (self._folder / DONE).write_text(json.dumps(done) + "\n", encoding="utf-8")
+        with writing(self._folder / DONE):
+            (self._folder / DONE).write_text(json.dumps(done) + "\n", encoding="utf-8")
 
     def close(self) -> None:
         self._tracker.close()
@@ -238,11 +244,8 @@ class _Driver:
                 for rank, share in zip(self._group.ranks, self._shares(rows), strict=True)
             ]
         )
-        if not math.isfinite(results[0]["loss"]):
-            raise FloatingPointError(
-                f"step {self._step}: the loss is {results[0]['loss']}; lower the learning rate or "
-                "look at the data of this step"
-            )
+        for line in self._updates.after(self._step, results[0]):
+            self._table.message(line)
         seconds = time.perf_counter() - began
         return {
             "step": self._step,

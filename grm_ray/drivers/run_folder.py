@@ -11,10 +11,11 @@ from pydantic import BaseModel, ValidationError
 
 from grm_ray.config.load import ConfigError, dump
 from grm_ray.config.schema import Job
+from grm_ray.runtime.disk import check_writable
 from grm_ray.runtime.snapshot import Snapshots
 
 # What may differ between a run and its resumption: where things run, in what ZeRO stage and on how
-# many ranks, and what is shown.
+# many ranks, what is shown, and what a run whose updates were no numbers any more goes on with.
 FREE_TO_CHANGE = (
     "name",
     "runs",
@@ -27,9 +28,13 @@ FREE_TO_CHANGE = (
     "evaluation.every",
     "evaluation.greedy",
     "timeout_s",
+    "training.optimizer.learning_rate",
+    "training.optimizer.max_grad_norm",
     "training.optimizer.zero_stage",
     "training.optimizer.offload",
     "training.optimizer.tokens_per_micro_batch",
+    "ppo.optimizer.learning_rate",
+    "ppo.optimizer.max_grad_norm",
     "ppo.optimizer.zero_stage",
     "ppo.optimizer.offload",
     "ppo.optimizer.tokens_per_micro_batch",
@@ -57,6 +62,22 @@ def open_run(config: Job, resume: bool) -> Path:
     except OSError as error:
         raise ConfigError(f"run folder {folder}: {error.strerror or error}") from None
     return folder.resolve()
+
+
+def check_room(config: Job) -> None:
+    """Refuse, before anything is started, a place for runs that cannot be written to, or is full.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    runs = Path(config.runs).expanduser()
+    try:
+        check_writable(runs)
+    except OSError as error:
+        raise ConfigError(
+            f"runs: {runs} cannot be written to ({error.strerror or error}); free space there, or "
+            "name another folder"
+        ) from None
 
 
 def hold(folder: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import jinja2
 import numpy as np
@@ -15,9 +16,11 @@ from grm_ray.data.packing import by_key
 from grm_ray.data.tables import flat
 from grm_ray.models.backbone import load_tokenizer
 from grm_ray.models.checkpoint import load_reward_model, local_folder
-from grm_ray.models.scoring import score_rows, score_rows_by_all
+from grm_ray.models.memory import fitting
+from grm_ray.models.scoring import Row, score_rows, score_rows_by_all
 from grm_ray.models.shared_layers import share_layers, share_weights
 
+T = TypeVar("T")
 # Hardly a token is longer, white space aside.
 _CHARACTERS_A_TOKEN = 64
 
@@ -28,7 +31,7 @@ class RewardReader:
     Args:
         folder: a saved reward model, or a hub id.
         policy_path: whose tokens the rows may bring; None: rows come as text only.
-        token_budget: tokens of one pass through the backbone.
+        token_budget: tokens of one pass through the backbone; halved where memory runs out.
 
     Attributes:
         fingerprint: of its weights and contract.
@@ -82,11 +85,17 @@ class RewardReader:
         read = [i for i, side in enumerate(sides) if side is not None]
         rows = [self._cut(side[0], [side[1]])[0] for side in sides if side is not None]
         models = [reader._model for reader in readers]
-        found = score_rows_by_all(models, rows, self._budget, self._device)
+        found = self._fitting(rows, lambda n: score_rows_by_all(models, rows, n, self._device))
         scores = [np.full((len(sides), r.members), np.nan, np.float32) for r in readers]
         for all_rows, of_read in zip(scores, found, strict=True):
             all_rows[read] = of_read
         return scores
+
+    def _fitting(self, rows: Sequence[Row], read: Callable[[int], T]) -> T:
+        """`read(tokens of a pass)`; where memory runs out with fewer, which are kept."""
+        longest = max((len(prompt) + len(answer) for prompt, answer in rows), default=0)
+        found, self._budget = fitting(read, self._budget, longest)
+        return found
 
     def _reads_like(self, other: RewardReader) -> bool:
         return (
@@ -114,7 +123,7 @@ class RewardReader:
             for same in by_key(tuple(prompt) for prompt, _ in sides):
                 rows += self._cut(sides[same[0]][0], [sides[i][1] for i in same])
                 at += [group[i] for i in same]
-        found = score_rows(self._model, rows, self._budget, self._device)
+        found = self._fitting(rows, lambda n: score_rows(self._model, rows, n, self._device))
         if not np.isfinite(found).all():
             raise ValueError(f"reward model {self._folder} gives scores that are no numbers")
         scores[at] = found

@@ -13,6 +13,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from grm_ray.runtime.disk import writing
+
 
 def uid(prompt_id: str, epoch: int, sample: int) -> str:
     return f"{prompt_id}:{epoch}:{sample}"
@@ -74,7 +76,12 @@ class LedgerFile:
         self._path = path
 
     def append(self, step: int, uids: list[str]) -> None:
-        with self._path.open("a", encoding="utf-8") as out:
+        """Add a step.
+
+        Raises:
+            NotWritten: the run must not go on without: it would not know what it learned from.
+        """
+        with writing(self._path), self._path.open("a", encoding="utf-8") as out:
             out.write(json.dumps({"step": step, "uids": uids}) + "\n")
             out.flush()
             os.fsync(out.fileno())

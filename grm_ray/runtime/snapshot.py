@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from grm_ray.config.ends import NotWritten
+from grm_ray.runtime.disk import writing
+
 STATE = "state.json"
 
 
@@ -20,23 +23,43 @@ class Snapshots:
         self._keep = keep
 
     def write(self, step: int, fill: Callable[[Path], dict[str, Any]]) -> Path:
-        """Let `fill(folder)` write the workers' parts; what it returns becomes `state.json`."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        """Let `fill(folder)` write the workers' parts; what it returns becomes `state.json`.
+
+        Raises:
+            NotWritten: nothing of it is left, and the older ones are as they were.
+        """
         target = self._folder / f"step-{step:05d}"
         part = target.with_name(target.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        state = fill(part)
-        with (part / STATE).open("w", encoding="utf-8") as out:
-            json.dump({"step": step, **state}, out, indent=1)
-            out.flush()
-            os.fsync(out.fileno())
-        if target.exists():
-            shutil.rmtree(target)
-        part.rename(target)
+        try:
+            with writing(target):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(part, ignore_errors=True)
+                part.mkdir()
+                state = fill(part)
+                with (part / STATE).open("w", encoding="utf-8") as out:
+                    json.dump({"step": step, **state}, out, indent=1)
+                    out.flush()
+                    os.fsync(out.fileno())
+                if target.exists():
+                    shutil.rmtree(target)
+                part.rename(target)
+        except NotWritten:
+            shutil.rmtree(part, ignore_errors=True)  # its space is what others may lack
+            raise
         for old in self.all()[: -self._keep]:
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)
         return target
+
+    def attempt(
+        self, step: int, fill: Callable[[Path], dict[str, Any]], say: Callable[[str], None]
+    ) -> None:
+        """`write`; where that fails the run goes on, for it is worth more than one checkpoint."""
+        try:
+            self.write(step, fill)
+        except NotWritten as error:
+            complete = self.all()
+            last = f"the last whole one is {complete[-1].name}" if complete else "there is none yet"
+            say(f"warning: step {step}: no checkpoint: {error}; {last}")
 
     def all(self) -> list[Path]:
         """Complete checkpoints, oldest first."""

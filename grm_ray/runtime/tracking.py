@@ -7,6 +7,7 @@ and never stops the run.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import logging
@@ -19,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from grm_ray.runtime.disk import writing
 from grm_ray.runtime.views import MAKERS, RayGauges, View, ray_is_up
 
 logger = logging.getLogger(__name__)
@@ -73,6 +75,7 @@ class Tracker:
 
         Raises:
             ValueError: no integer "step", or a value that is no number, text, list or None.
+            NotWritten: the disk is full, or the file not this user's; half a line may be there.
         """
         step = metrics.get("step")
         if isinstance(step, bool) or not isinstance(step, numbers.Integral):
@@ -84,8 +87,9 @@ class Tracker:
         row.setdefault("time", time.time())
         if bad:
             row["non_finite"] = sorted(set(bad))
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.flush()
         numbers_only = {
             key: float(value)
             for key, value in row.items()
@@ -121,8 +125,9 @@ class Tracker:
         return dropped
 
     def close(self) -> None:
-        """Flush and close everything; a second call does nothing."""
-        self._file.close()
+        """Close everything; a second call does nothing."""
+        with contextlib.suppress(OSError):  # what `log` could not write is tried once more
+            self._file.close()
         self._close_views()
         self._views = {}
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from grm_ray.config.ends import NotWritten
+from grm_ray.runtime.disk import writing
 from grm_ray.training.state import KEYS, Shape, TrainedState
 
 INDEX = "index.json"
@@ -31,9 +34,35 @@ class CheckpointMismatch(ValueError):
     """What is in the folder is not what this engine had, or could have had, when it saved."""
 
 
-def save(state: TrainedState, folder: Path, facts: dict[str, Any]) -> dict[str, str]:
-    """Write `state` and `facts` (plain values, equal on all ranks); returns `hashes`. All ranks."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save(
+    state: TrainedState,
+    folder: Path,
+    facts: dict[str, Any],
+    also: dict[str, dict[str, torch.Tensor]],
+) -> dict[str, str]:
+    """Write `state` and `facts` (plain values, equal on all ranks); returns `hashes`. All ranks.
+
+    A rank that cannot write goes on through what all do together, or the others would wait.
+
+    Args:
+        also: files of tensors that this rank writes beside, by name.
+
+    Raises:
+        NotWritten: on every rank, where any could not.
+    """
+    wrong: list[str] = []
+
+    def attempt(write: Callable[[], Any]) -> None:
+        if not wrong:
+            try:
+                with writing(folder):
+                    write()
+            except NotWritten as error:
+                wrong.append(str(error))
+
+    attempt(lambda: folder.mkdir(parents=True, exist_ok=True))
+    for file, tensors in also.items():
+        attempt(partial(save_file, tensors, folder / file))
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     files = _files(state.shapes, world)
     digests: dict[str, list[str]] = {}
@@ -42,7 +71,7 @@ def save(state: TrainedState, folder: Path, facts: dict[str, Any]) -> dict[str, 
 
     def flush() -> None:
         if pending:
-            save_file(pending, folder / current)
+            attempt(lambda: save_file(pending, folder / current))
             pending.clear()
 
     for name, whole in _mine(state):
@@ -52,7 +81,7 @@ def save(state: TrainedState, folder: Path, facts: dict[str, Any]) -> dict[str, 
         digests[name] = _digests(whole)
         pending |= {f"{name}/{key}": whole[key].to("cpu", copy=True) for key in KEYS}
     flush()
-    torch.save(_random_states(), folder / f"random-{rank}.pt")
+    attempt(lambda: torch.save(_random_states(), folder / f"random-{rank}.pt"))
     digests = _together(digests)
     hashes = _hashes(digests, state.adam_steps, facts)
     randoms = _everywhere(hashes["random"])
@@ -69,8 +98,10 @@ def save(state: TrainedState, folder: Path, facts: dict[str, Any]) -> dict[str, 
                 for name, shape in state.shapes.items()
             },
         }
-        (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
-    torch.distributed.barrier()
+        attempt(lambda: (folder / INDEX).write_text(json.dumps(index), encoding="utf-8"))
+    failed = sorted({problem for part in _everywhere(wrong) for problem in part})
+    if failed:
+        raise NotWritten(failed[0])
     return hashes
 
 

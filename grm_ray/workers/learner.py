@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import ray
 import torch
 import xxhash
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from grm_ray.config.ppo import PpoJob
 from grm_ray.data.packing import micro_batches, pack
@@ -30,10 +31,12 @@ from grm_ray.models.checkpoint import save_causal_lm
 from grm_ray.models.policy import Policy
 from grm_ray.objectives.rows import row_sums
 from grm_ray.runtime import logs, priority, weights
+from grm_ray.runtime.disk import writing
 from grm_ray.runtime.timeline import Timeline, traced
 from grm_ray.runtime.weights import ON_DEVICE, Version, WeightUpdate
 from grm_ray.training.checkpoint import CheckpointMismatch
-from grm_ray.training.engine import ZeroEngine, address, join_group
+from grm_ray.training.engine import ZeroEngine
+from grm_ray.training.meeting import address, join_group
 from grm_ray.training.policy_loss import ENGINE_GAP, Before, PolicyLoss, Targets
 
 AVERAGE = "average.safetensors"
@@ -109,13 +112,11 @@ class Learner:
         spared = self._config.ppo.old_logprobs == "engine"
         logp, ref, values = (np.zeros(rows.answer_at[-1], np.float32) for _ in range(3))
         what = {"with_reference": True, "reference_alone": spared}
-        groups = rows.groups(self._budget)
-        parts = micro_batches([rows.tokens(g) for g in groups], self._budget)
-        for batch in engine.rounds(parts):
-            if batch is None:
+
+        def read(chosen: list[list[int]] | None) -> None:
+            if chosen is None:
                 self._dummy(**what)
-                continue
-            chosen = [groups[i] for i in batch]
+                return
             packed = rows.packed(chosen).to(engine.device)
             said = engine(packed, self._temperature, **what)
             at = rows.answer_positions(chosen)
@@ -123,6 +124,8 @@ class Learner:
             if not spared:
                 logp[at] = said.logp_N.float().numpy(force=True)
                 values[at] = said.values_N.float().numpy(force=True)
+
+        engine.read(partial(_batches, rows, None), read)
         if spared:
             logp = engine_logp
         table = pa.table(
@@ -161,7 +164,7 @@ class Learner:
             policy_learns: false: the critic alone does.
 
         Returns:
-            Means over the updates; `rows_learned`, those that were in any.
+            Means over the updates that were made; `rows_learned`, those that were in any.
         """
         self._engine.module.train()
         rows, before = self._join(rollout_refs, evaluation_refs, list(rewards))
@@ -174,13 +177,15 @@ class Learner:
         number = {uid: i for i, uid in enumerate(rewards)}
         sums = dict.fromkeys(self._loss.figures, 0.0)
         made: dict[str, float] = {}
-        updates, gap = 0, 0.0
+        updates, skipped, gap = 0, 0, 0.0
         for uids in minibatches:
-            part = rows.groups(self._budget, [number[uid] for uid in uids])
-            found = self._minibatch(rows, part, targets, policy_learns)
+            found = self._minibatch(rows, [number[uid] for uid in uids], targets, policy_learns)
             if found is None:
                 continue
             figures, made = found
+            if made["skipped_updates"]:
+                skipped += 1
+                continue
             targets = self._loss.follow(targets, figures, self._engine.all_reduce)
             if not updates:  # later, the distance from the engine is what was learned meanwhile
                 gap = figures.get(ENGINE_GAP, 0.0)
@@ -188,10 +193,11 @@ class Learner:
             updates += 1
         self._engine.module.follow()
         learned, gap, *totals = self._engine.all_reduce([len(rewards), gap, *sums.values()])
-        means = {n: x / max(updates, 1) for n, x in zip(sums, totals, strict=True)}
+        none = math.nan if skipped else 0.0  # of updates that were all left out
+        means = {n: x / updates if updates else none for n, x in zip(sums, totals, strict=True)}
         if ENGINE_GAP in means:
             means[ENGINE_GAP] = gap
-        return {"rows_learned": learned, **means, **made}
+        return {"rows_learned": learned, **means, **made, "skipped_updates": skipped}
 
     def _join(
         self, rollout_refs: list[Any], evaluation_refs: list[Any], uids: list[str]
@@ -210,9 +216,9 @@ class Learner:
         return rows, Before(*found, torch.from_numpy(rows.answer_at))
 
     def _minibatch(
-        self, rows: RolloutRows, part: list[list[int]], targets: Targets, policy_learns: bool
+        self, rows: RolloutRows, part: list[int], targets: Targets, policy_learns: bool
     ) -> tuple[dict[str, float], dict[str, float]] | None:
-        """One optimizer step on `part` of this rank's groups of rows.
+        """One optimizer step on `part` of this rank's rows.
 
         Returns:
             This rank's share of the figures, and what the engine says; None without any row on any
@@ -220,25 +226,23 @@ class Learner:
         """
         engine = self._engine
         tokens, answers = engine.all_reduce(
-            [float(len(rows.answer_positions(part))), float(sum(map(len, part)))]
+            [float(len(rows.answer_positions([part]))), float(len(part))]
         )
         if not answers:
             return None
-        sums = dict.fromkeys(self._loss.figures, 0.0)
-        batches = micro_batches([rows.tokens(group) for group in part], self._budget)
         what = {"with_entropy": self._loss.wants_entropy, "critic_alone": not policy_learns}
 
-        def loss(batch: list[int]) -> torch.Tensor:
-            chosen = [part[i] for i in batch]
+        def loss(chosen: list[list[int]]) -> tuple[torch.Tensor, dict[str, float]]:
             packed = rows.packed(chosen).to(engine.device)
             said = engine(packed, self._temperature, **what)
             wanted = targets.of(*rows.answer_tokens(chosen), engine.device)
-            share, figures = self._loss(*said[:3], wanted, tokens, answers, policy_learns)
-            for name, value in figures.items():
-                sums[name] += value
-            return share
+            return self._loss(*said[:3], wanted, tokens, answers, policy_learns)
 
-        return sums, engine.update(batches, loss, partial(self._dummy, **what))
+        made, told = engine.update(
+            partial(_batches, rows, part), loss, partial(self._dummy, **what)
+        )
+        sums = {name: sum(figures[name] for figures in told) for name in self._loss.figures}
+        return sums, made
 
     def _dummy(self, **what: bool) -> torch.Tensor:
         """What a rank does while others still have rows.
@@ -294,16 +298,17 @@ class Learner:
         with self._engine.gathered(self._engine.module.lm):
             if self._rank == 0:
                 tokenizer = load_tokenizer(self._path, self._config.policy.trust_remote_code)
-                save_causal_lm(self._engine.module.lm, tokenizer, Path(folder), card)
+                with writing(Path(folder)):
+                    save_causal_lm(self._engine.module.lm, tokenizer, Path(folder), card)
 
     @traced
     def save(self, folder: str, extra: dict[str, Any]) -> dict[str, str]:
         """This rank's share of a checkpoint; returns the hashes of the live state."""
         average = self._engine.module.average
+        also = {}
         if average and self._rank == 0:  # all ranks have the same
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            save_file({n: x.cpu() for n, x in average.items()}, Path(folder) / AVERAGE)
-        return self._engine.save(Path(folder), {**extra, "average": digest(average)})
+            also[AVERAGE] = {n: x.cpu() for n, x in average.items()}
+        return self._engine.save(Path(folder), {**extra, "average": digest(average)}, also)
 
     @traced
     def load(self, folder: str) -> dict[str, Any]:
@@ -341,9 +346,12 @@ class Learner:
     def _temperature(self) -> float:
         return self._config.rollout.temperature
 
-    @property
-    def _budget(self) -> int:
-        return self._config.ppo.optimizer.tokens_per_micro_batch
+
+def _batches(rows: RolloutRows, of: list[int] | None, budget: int) -> list[list[list[int]]]:
+    """Micro-batches of the rows `of` (None: all), each some groups of rows with equal prompts."""
+    groups = rows.groups(budget, of)
+    parts = micro_batches([rows.tokens(group) for group in groups], budget)
+    return [[groups[i] for i in part] for part in parts]
 
 
 def digest(weights: dict[str, torch.Tensor]) -> str:

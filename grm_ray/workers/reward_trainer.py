@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from grm_ray.models.checkpoint import save_reward_model
 from grm_ray.models.starting import start_reward_model, starting_contract
 from grm_ray.objectives.preference import regression
 from grm_ray.runtime import logs
+from grm_ray.runtime.disk import writing
 from grm_ray.runtime.timeline import Timeline, traced
-from grm_ray.training.engine import ZeroEngine, address, join_group
+from grm_ray.training.engine import ZeroEngine
+from grm_ray.training.meeting import address, join_group
 from grm_ray.training.reward_loss import Pairs, RewardLoss, gradient_ratio
 from grm_ray.workers.chunks import Chunks, column_lists, numbers
 
@@ -96,15 +100,13 @@ class RewardTrainer:
         if self._config.model.frozen:
             return self._frozen_step(rows, totals)
         pairs = self._pairs("train", rows)
-        sums = np.zeros(5)
 
-        def loss(batch: list[int]) -> torch.Tensor:
+        def loss(batch: list[int]) -> tuple[torch.Tensor, np.ndarray]:
             values = self._loss.pairs(self._engine, pairs.take(batch), self._engine.device)
-            sums[:] += _sums(values)
-            return self._loss.shares(values, totals)
+            return self._loss.shares(values, totals), _sums(values)
 
-        made = self._engine.update(self._batches(pairs.groups), loss, self._dummy)
-        return {**self._means(sums, totals), **made}
+        made, told = self._engine.update(partial(_batches, pairs.groups), loss, self._dummy)
+        return {**self._means(sum(told, np.zeros(5)), totals), **made}
 
     @traced
     def reference_logprobs(self, rows: list[int]) -> np.ndarray:
@@ -117,16 +119,16 @@ class RewardTrainer:
         pairs = self._pairs("train", rows)
         found = np.zeros((len(rows), 2), np.float32)
         lm = self._engine.module.lm
+
+        def read(batch: list[int] | None) -> None:
+            packed = self._packed(pairs, batch)
+            with adapter_off(lm) if is_lora(lm) else contextlib.nullcontext():
+                _, logp = self._engine(packed, range(len(packed.answers)))
+            if batch is not None:
+                found[batch] = logp.reshape(-1, 2).numpy(force=True)
+
         with torch.no_grad():
-            for batch in self._engine.rounds(self._batches(pairs.groups)):
-                packed = self._packed(pairs, batch)
-                if is_lora(lm):
-                    with adapter_off(lm):
-                        _, logp = self._engine(packed, range(len(packed.answers)))
-                else:
-                    _, logp = self._engine(packed, range(len(packed.answers)))
-                if batch is not None:
-                    found[batch] = logp.reshape(-1, 2).numpy(force=True)
+            self._engine.read(partial(_batches, pairs.groups), read)
         return found
 
     def take_reference(self, logprobs_N2: np.ndarray) -> None:
@@ -142,11 +144,14 @@ class RewardTrainer:
         self._engine.module.eval()
         pairs = self._pairs(name, rows)
         scores = np.zeros((len(rows), 2))
-        for batch in self._engine.rounds(self._batches(pairs.groups)):
+
+        def read(batch: list[int] | None) -> None:
             outputs, _ = self._engine(self._packed(pairs, batch))
             if batch is not None:
                 values = self._engine.module.head.score(outputs)
                 scores[batch] = values.reshape(-1, 2).double().numpy(force=True)
+
+        self._engine.read(partial(_batches, pairs.groups), read)
         lengths = [[len(answer) for answer in answers] for _, answers in pairs.groups]
         return {"scores": scores, "lengths": np.array(lengths).reshape(-1, 2)}
 
@@ -183,19 +188,20 @@ class RewardTrainer:
                 return None
             head, contract = self._config.head.model_dump(), asdict(self._contract)
             card = model_card(**facts, head=head, contract=contract)
-            return save_reward_model(
-                self._engine.module,
-                self._config.head,
-                self._tokenizer,
-                self._contract,
-                Path(folder),
-                card,
-                adapter=is_lora(self._engine.module.lm),  # beside the merged weights, for PEFT
-            )
+            with writing(Path(folder)):
+                return save_reward_model(
+                    self._engine.module,
+                    self._config.head,
+                    self._tokenizer,
+                    self._contract,
+                    Path(folder),
+                    card,
+                    adapter=is_lora(self._engine.module.lm),  # beside the merged weights, for PEFT
+                )
 
     @traced
     def save(self, folder: str, extra: dict[str, Any]) -> dict[str, str]:
-        return self._engine.save(Path(folder), extra)
+        return self._engine.save(Path(folder), extra, {})
 
     @traced
     def load(self, folder: str) -> dict[str, Any]:
@@ -230,10 +236,6 @@ class RewardTrainer:
         drawn = [np.random.default_rng([seed, row]).poisson(1.0, members) for row in rows]
         return np.array(drawn, np.float32).reshape(-1, members)
 
-    def _batches(self, groups: Sequence[Any]) -> list[list[int]]:
-        budget = self._config.training.optimizer.tokens_per_micro_batch
-        return micro_batches([group_tokens(group) for group in groups], budget)
-
     def _packed(self, pairs: Pairs, batch: list[int] | None) -> Any:
         """The pairs of a micro-batch; for a rank with nothing left to do, one of three tokens."""
         token = np.zeros(1, np.int64)
@@ -249,25 +251,27 @@ class RewardTrainer:
         self._engine.module.lm.eval()
         pairs = self._pairs("train", rows)
         new = [i for i, row in enumerate(rows) if row not in self._features]
-        with torch.no_grad():
-            for batch in self._batches([pairs.groups[i] for i in new]):
-                at = [new[i] for i in batch]
-                packed = self._packed(pairs, at)
-                features = self._engine.module.hidden(packed)[packed.last_A].cpu()
-                features = features.reshape(len(at), 2, -1)
-                self._features.update(zip([rows[i] for i in at], features, strict=True))
-        sums = np.zeros(5)
 
-        def loss(batch: list[int]) -> torch.Tensor:
+        def read(batch: list[int]) -> None:
+            at = [new[i] for i in batch]
+            packed = self._packed(pairs, at)
+            features = self._engine.module.hidden(packed)[packed.last_A].cpu()
+            features = features.reshape(len(at), 2, -1)
+            self._features.update(zip([rows[i] for i in at], features, strict=True))
+
+        with torch.no_grad():
+            self._engine.read(partial(_batches, [pairs.groups[i] for i in new]), read)
+
+        def loss(batch: list[int]) -> tuple[torch.Tensor, np.ndarray]:
             features = torch.cat([self._features[rows[i]] for i in batch])
             features = features.to(self._engine.device)
             scores, _ = self._engine(None, None, features)
             values = self._loss.of_scores(scores, None, pairs.take(batch))
-            sums[:] += _sums(values)
-            return self._loss.shares(values, totals)
+            return self._loss.shares(values, totals), _sums(values)
 
-        made = self._engine.update([list(range(len(rows)))] if rows else [], loss, self._dummy)
-        return {**self._means(sums, totals), **made}
+        at_once = [list(range(len(rows)))] if rows else []  # two vectors a pair, of any length
+        made, told = self._engine.update(lambda _: at_once, loss, self._dummy)
+        return {**self._means(sum(told, np.zeros(5)), totals), **made}
 
     def _regression_step(self, rows: list[int], labels_in_step: float) -> dict[str, float]:
         """Rows are single answers; the loss is the mean squared error over all labels there are."""
@@ -276,18 +280,16 @@ class RewardTrainer:
             column_lists(table, c) for c in ("prompt_tokens", "answer_tokens", "labels")
         )
         groups = [(p, (a,)) for p, a in zip(prompts, answers, strict=True)]
-        squared = np.zeros(1)
 
-        def loss(batch: list[int]) -> torch.Tensor:
+        def loss(batch: list[int]) -> tuple[torch.Tensor, float]:
             packed = pack([groups[i] for i in batch]).to(self._engine.device)
             predicted, _ = self._engine(packed)
             wanted = torch.as_tensor(np.stack([labels[i] for i in batch])).to(predicted)
             squared_B, _ = regression(predicted, wanted)
-            squared[0] += float(squared_B.detach().sum())
-            return squared_B.sum() / labels_in_step
+            return squared_B.sum() / labels_in_step, float(squared_B.detach().sum())
 
-        made = self._engine.update(self._batches(groups), loss, self._dummy)
-        return {"loss": self._engine.all_reduce(squared)[0] / labels_in_step, **made}
+        made, told = self._engine.update(partial(_batches, groups), loss, self._dummy)
+        return {"loss": self._engine.all_reduce([sum(told)])[0] / labels_in_step, **made}
 
     def _dummy(self) -> torch.Tensor:
         """The same graph as a step makes, or ranks would wait for one another's gradients."""
@@ -318,7 +320,11 @@ class RewardTrainer:
         }
 
 
-def _sums(values: dict[str, torch.Tensor]) -> list[float]:
+def _batches(groups: Sequence[Any], budget: int) -> list[list[int]]:
+    return micro_batches([group_tokens(group) for group in groups], budget)
+
+
+def _sums(values: dict[str, torch.Tensor]) -> np.ndarray:
     margin = values["margin"].detach()
     parts = (values["preference"], values["regularizer"], (margin > 0).float(), margin)
-    return [float(part.detach().sum()) for part in parts] + [len(margin)]
+    return np.array([*(float(part.detach().sum()) for part in parts), len(margin)])

@@ -58,6 +58,15 @@ def refused(answer, *parts):
         assert part in message
 
 
+def test_a_place_for_runs_that_cannot_be_written_to(run, config, small_disk, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    below = tmp_path / "file" / "runs"
+    refused(run(rm, "--config", config, f"runs={below}"), str(below), "Not a directory")
+    (small_disk / "filler").write_bytes(bytes(3 << 19))
+    answer = run(rm, "--config", config, f"runs={small_disk}")
+    refused(answer, f"runs: {small_disk} cannot be written to", "No space left", "free space")
+
+
 def test_an_unknown_key(run, config):
     raw = yaml.safe_load(config.read_text())
     raw["training"]["pairs_per_setp"] = 3

@@ -2,6 +2,7 @@
 
 import pytest
 
+from grm_ray.config.ends import NotWritten
 from grm_ray.runtime.ledger import LedgerFile, StepLedger, seed, uid
 
 
@@ -35,3 +36,11 @@ def test_the_file_is_cut_at_the_checkpoint_and_forgives_a_torn_line(tmp_path):
     ledger.cut_after(2)
     ledger.append(3, ["again"])
     assert ledger.steps() == {1: ["p1"], 2: ["p2"], 3: ["again"]}
+
+
+def test_a_step_that_cannot_be_written_stops_the_run_and_costs_no_earlier_one(small_disk):
+    ledger = LedgerFile(small_disk / "ledger.jsonl")
+    ledger.append(1, ["a:0:0"])
+    with pytest.raises(NotWritten, match=r"ledger.jsonl could not be written \(No space left"):
+        ledger.append(2, ["b:0:0" * 900_000])
+    assert ledger.steps() == {1: ["a:0:0"]}

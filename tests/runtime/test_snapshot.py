@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from grm_ray.config.ends import NotWritten
 from grm_ray.runtime.snapshot import Snapshots
 
 
@@ -31,7 +32,7 @@ def test_a_failed_write_leaves_the_old_one_standing(tmp_path):
     def fail(folder):
         raise OSError("disk full")
 
-    with pytest.raises(OSError):
+    with pytest.raises(NotWritten, match="step-00002 could not be written .disk full"):
         snapshots.write(2, fail)
     assert snapshots.latest()[1]["step"] == 1
 
@@ -41,3 +42,31 @@ def test_an_unfinished_folder_is_not_taken(tmp_path):
     (tmp_path / "step-00003.part" / "state.json").write_text(json.dumps({"step": 3}))
     (tmp_path / "step-00004").mkdir()
     assert Snapshots(tmp_path, keep=1).latest() is None
+
+
+def test_a_checkpoint_that_meets_a_full_disk_leaves_nothing_and_stops_nothing(small_disk):
+    """A real full disk: the older checkpoint stays readable, and the next one has room again."""
+    snapshots, said = Snapshots(small_disk, keep=2), []
+
+    def large(folder):
+        (folder / "data").write_bytes(bytes(4 << 20))
+        return {}
+
+    snapshots.attempt(1, fill("good"), said.append)
+    snapshots.attempt(2, large, said.append)
+    (warning,) = said
+    assert "step 2" in warning and "No space left" in warning and "step-00001" in warning
+    assert [path.name for path in small_disk.iterdir()] == ["step-00001"]
+    snapshots.attempt(3, fill("good again"), said.append)
+    assert snapshots.latest()[1] == {"step": 3, "value": "good again"} and len(said) == 1
+    with pytest.raises(NotWritten, match="step-00004 could not be written .No space left"):
+        snapshots.write(4, large)
+    assert [path.name for path in snapshots.all()] == ["step-00001", "step-00003"]
+
+
+def test_a_mistake_of_ours_is_no_full_disk(tmp_path):
+    def fail(folder):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        Snapshots(tmp_path, keep=1).attempt(1, fail, print)

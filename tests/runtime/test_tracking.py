@@ -8,6 +8,7 @@ import urllib.request
 import numpy as np
 import pytest
 
+from grm_ray.config.ends import NotWritten
 from grm_ray.runtime.tracking import Tracker, check_backends
 
 TAGS = {"run": "demo", "job": "ppo"}
@@ -193,3 +194,21 @@ def scrape(port):
             labels, value = rest.rsplit("} ", 1)
             found[name.removeprefix("ray_grm_ray_")] = (float(value.split()[0]), labels)
     return found
+
+
+def test_a_full_disk_ends_in_one_message_and_what_was_logged_stays(small_disk):
+    tracker = Tracker(small_disk / "run", TAGS, [])
+    tracker.log({"step": 1, "reward": 0.5})
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="No space left"):
+        filler.write_bytes(bytes(4 << 20))
+    with pytest.raises(NotWritten, match=r"metrics.jsonl could not be written \(No space left"):
+        for _ in range(2):  # the last page has room for some bytes
+            tracker.log({"step": 2, "note": "x" * 5000})
+    tracker.close()
+    filler.unlink()
+    again = Tracker(small_disk / "run", TAGS, [])
+    again.resume(from_step=1)
+    again.log({"step": 2})
+    again.close()
+    assert [row["step"] for row in lines(small_disk / "run")] == [1, 2]

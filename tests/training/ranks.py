@@ -19,7 +19,8 @@ from grm_ray.objectives.preference import bradley_terry
 from grm_ray.objectives.regularizers import grm_loss, sft
 from grm_ray.training import checkpoint
 from grm_ray.training.checkpoint import CheckpointMismatch
-from grm_ray.training.engine import ZeroEngine, join_group
+from grm_ray.training.engine import ZeroEngine
+from grm_ray.training.meeting import join_group
 
 PAIRS, STEPS, HALF = 6, 20, 10
 # What each rank gets of a step's pairs, as micro-batches: these two splits take turns.
@@ -51,6 +52,7 @@ def build(folder, run):
         weight_decay=0.01,
         zero_stage=run["stage"],
         offload=run.get("offload", "none"),
+        tokens_per_micro_batch=run.get("budget", 2048),
     )
     model = RewardModel(load_causal_lm(source), Head())
     return Engine(model, optimizer, source.dtype, run.get("total_steps", STEPS))
@@ -71,17 +73,15 @@ def losses(engine, pairs):
 
 
 def train_step(engine, step):
-    splits, pairs, total = SPLITS[engine.world], pairs_of(step), 0.0
+    splits, pairs = SPLITS[engine.world], pairs_of(step)
 
     def loss(batch):
-        nonlocal total
         value = losses(engine, [pairs[i] for i in batch]).sum() / PAIRS
-        total += float(value.detach())
-        return value
+        return value, float(value.detach())
 
     mine = splits[step % len(splits)][engine.rank]
-    made = engine.update(mine, loss, lambda: losses(engine, pairs[:1]).sum())
-    return engine.all_reduce([total])[0], made["grad_norm"]
+    made, told = engine.update(lambda _: mine, loss, lambda: losses(engine, pairs[:1]).sum())
+    return engine.all_reduce([sum(told)])[0], made["grad_norm"]
 
 
 @torch.no_grad()
@@ -89,10 +89,13 @@ def evaluate(engine):
     """Mean loss over pairs of which the ranks have different numbers of batches."""
     engine.module.eval()
     pairs, total = pairs_of(0), 0.0
-    for batch in engine.rounds(SPLITS[engine.world][0][engine.rank]):
-        chosen = [pairs[i] for i in batch or [0]]
-        found = losses(engine, chosen).sum()
+
+    def read(batch):
+        nonlocal total
+        found = losses(engine, [pairs[i] for i in batch or [0]]).sum()
         total += float(found) if batch is not None else 0.0
+
+    engine.read(lambda _: SPLITS[engine.world][0][engine.rank], read)
     engine.module.train()
     return engine.all_reduce([total])[0] / PAIRS
 
@@ -131,7 +134,7 @@ def execute(folder, name, run):
         if step + 1 == HALF:
             whole_weights(engine)  # training goes on as if nobody had looked
         if step + 1 == HALF and run.get("save"):
-            result["hashes"] = engine.save(folder / name, {"step": HALF})
+            result["hashes"] = engine.save(folder / name, {"step": HALF}, {})
             result["drawn"] = drawn(engine)
     weights = whole_weights(engine)
     result["after"] = evaluate(engine)

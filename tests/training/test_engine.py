@@ -1,16 +1,13 @@
 """ZeRO stages, numbers of ranks and interruptions change where a run's numbers are, not them."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.training.launch import launch, tiny_backbone
 
 pytestmark = pytest.mark.timeout(1200)  # the first test waits for all the runs
 
@@ -66,33 +63,6 @@ REFUSED = {
 ANOTHER_SCHEDULE = {"another schedule": {"stage": 2, "load": "1 stage 2", "total_steps": 21}}
 
 
-def launch(world, runs, folder):
-    """Let `world` processes go through `runs`; they are gone when it returns."""
-    from grm_ray.training.engine import address
-
-    _, port = address()
-    ranks, logs = [], [folder / f"rank-{world}-{rank}.log" for rank in range(world)]
-    for rank, log in enumerate(logs):
-        with log.open("w") as out:
-            given = json.dumps([rank, world, port, str(folder), runs])
-            ranks.append(
-                subprocess.Popen(
-                    [sys.executable, str(RANK), given],
-                    cwd=ROOT,
-                    env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    try:
-        for rank, log in zip(ranks, logs, strict=True):
-            assert rank.wait(timeout=600) == 0, log.read_text()[-3000:]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-
-
 def damage(saved: Path) -> None:
     """A copy of a one-rank checkpoint for every way to be refused, beside it."""
     for kind in REFUSED:
@@ -128,26 +98,13 @@ def damage(saved: Path) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What came of every run, by name."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     folder = tmp_path_factory.mktemp("engine")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    launch(1, ONE, folder)
+    tiny_backbone(folder / "model")
+    launch(RANK, 1, ONE, folder)
     damage(folder / "1 stage 2")
     refused = {f"refused {kind}": {"stage": 2, "load": kind} for kind in REFUSED}
-    launch(2, {**TWO, **LOADED_BY_TWO, **refused, **ANOTHER_SCHEDULE}, folder)
-    launch(1, LOADED_BY_ONE, folder)
+    launch(RANK, 2, {**TWO, **LOADED_BY_TWO, **refused, **ANOTHER_SCHEDULE}, folder)
+    launch(RANK, 1, LOADED_BY_ONE, folder)
     found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
     found["folder"] = folder
     for path in folder.glob("*.pt"):

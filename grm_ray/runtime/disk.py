@@ -1,0 +1,53 @@
+"""Files that a run must not lose: what cannot be written ends in one message."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from grm_ray.config.ends import NotWritten
+
+# What a full or unwritable disk leads to: torch's own writer knows RuntimeError only.
+FAILURES = (OSError, SafetensorError)
+TORCH_WRITER = "PytorchStreamWriter"
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What is written inside goes to `path`.
+
+    Raises:
+        NotWritten: it could not be, with the path and the reason.
+    """
+    try:
+        yield
+    except FAILURES as error:
+        raise not_written(path, error) from error
+    except RuntimeError as error:
+        if TORCH_WRITER not in str(error):
+            raise
+        raise not_written(path, error) from error
+
+
+def not_written(path: Path, error: Exception) -> NotWritten:
+    reason = getattr(error, "strerror", None) or error
+    return NotWritten(
+        f"{path} could not be written ({reason}): free space there, or let this user write to it"
+    )
+
+
+def check_writable(folder: Path) -> None:
+    """Write and remove a file of 1 MiB where `folder` is or will be made.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / ".probe"
+    try:
+        probe.write_bytes(bytes(1 << 20))
+    finally:
+        probe.unlink(missing_ok=True)
