@@ -129,6 +129,7 @@ def marked(mark):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_command_runs_on_all_nodes_and_everything_ends_with_it(checkout):
     code = checkout / "command.py"

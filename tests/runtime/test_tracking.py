@@ -166,7 +166,7 @@ def test_metrics_reach_the_prometheus_endpoint_of_ray_without_its_dashboard(tmp_
     try:
         tracker = Tracker(tmp_path, TAGS, [])
         tracker.log({"step": 3, "objective/kl": 1.25, "loss/value": math.nan})
-        found, deadline = {}, time.monotonic() + 30
+        found, deadline = {}, time.monotonic() + 120
         while "objective_kl" not in found and time.monotonic() < deadline:
             time.sleep(0.5)
             found = scrape(port)
