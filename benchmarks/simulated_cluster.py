@@ -273,7 +273,8 @@ class SimulatedScorer(_Actor):
         seconds = tokens / self.cluster.speeds.score_tokens * (10 if self._slow else 1)
         self._free = max(self._free, self.cluster.transport.now()) + seconds
         rows = len(uids)
-        columns = [uids, [[0.5]] * rows, [[]] * rows, [None] * rows, ["f"] * rows]
+        none = [None] * rows
+        columns = [uids, [[0.5]] * rows, [[]] * rows, none, ["f"] * rows, none]
         return self.promise(Ref(self._free, pa.table(columns, schema=SCORES)))
 
 

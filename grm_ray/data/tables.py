@@ -66,6 +66,7 @@ SCORES = pa.schema(
         ("rules", pa.list_(pa.float32())),  # one a rule of the reward's stages
         ("true_reward", pa.float32()),  # only watched; null where no true reward is configured
         ("fingerprint", pa.string()),  # of the reward models' weights and contracts
+        ("refused", pa.string()),  # why a score, rule or true reward is NaN; null: none is
     ]
 )
 

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from grm_ray.config.load import ConfigError
 from grm_ray.config.ppo import PpoJob
 from grm_ray.config.schema import Source
@@ -34,6 +36,7 @@ from grm_ray.drivers.ppo_update import begin_update
 from grm_ray.drivers.ppo_workers import PpoCast
 from grm_ray.drivers.readable import check_readable, readers
 from grm_ray.drivers.recovery import keep_going
+from grm_ray.drivers.refused import Refused
 from grm_ray.drivers.run_folder import check_room, next_incarnation, open_run, saved_state
 from grm_ray.drivers.updates import Updates
 from grm_ray.models import backbone
@@ -140,6 +143,7 @@ class _Driver:
             lambda done, rows: table.status("answers to compare with", done, rows),
         )
         self._watch = Watch(config.guard)
+        self._refused = Refused(folder)
         self._incarnation = next_incarnation(folder)
         self._updates = Updates("ppo.optimizer", config.ppo.optimizer.tokens_per_micro_batch)
         self._step = 0  # updates made
@@ -233,10 +237,11 @@ class _Driver:
         if self._best is None:
             self._save()
         before, after = (self._folder / "samples" / f"{n}.parquet" for n in ("before", "after"))
-        if self._config.reward.true_reward and before.exists() and after.exists():
-            difference = paired_difference(
-                *(true_rewards(path) for path in (before, after)), seed=self._config.seed
-            )
+        judged = self._config.reward.true_reward and before.exists() and after.exists()
+        if judged:
+            then, now = (true_rewards(path) for path in (before, after))
+            known = np.isfinite(then) & np.isfinite(now)
+            difference = paired_difference(then[known], now[known], seed=self._config.seed)
             last = "" if self._best is None else " (of the last policy, not of the one saved)"
             self._table.message(
                 f"true reward on held-out prompts, after minus before: {difference.mean:+.3f} "
@@ -256,6 +261,9 @@ class _Driver:
         gathering, prompts = self._ahead.take(number)
         self._stream.gather(gathering, self._progress(number, len(prompts)), self._ahead.advance)
         step = gathering.step
+        told = self._refused.note(step, f"step-{number:05d}")
+        if told is not None:
+            self._table.message(told)
         columns = self._rewards.of_step(step, prompts)
         proxy, rewards = columns[PROXY], list(columns.values())[-1]
         penalty = self._kl.coefficient * self._watch.factor * self._penalty_unit()
@@ -307,6 +315,7 @@ class _Driver:
             "engine_gap": learned.pop(ENGINE_GAP, float(gap)),
             "tokens_per_second": float(lengths.sum()) / seconds,
             "rows_per_second": len(prompts) / seconds,
+            "rows_refused": sum(row["refused"] is not None for row in step.rows.values()),
             **self._cast.figures(),
             "policy_version": [self._ahead.version.incarnation, self._ahead.version.step],
             "staleness": number - 1 - float(step.column("version").mean()),

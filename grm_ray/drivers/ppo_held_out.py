@@ -96,8 +96,10 @@ class HeldOut:
             self.values = {} if apart is None else {"disagreement": apart}
             if self._config.reward.true_reward:
                 self.values["true_reward"] = step.column("true_reward")
-        if self._config.reward.true_reward:
-            interval = bootstrap_mean(step.column("true_reward"), seed=seed)
+        true = step.column("true_reward")
+        known = true[np.isfinite(true)]
+        if len(known):
+            interval = bootstrap_mean(known, seed=seed)
             made |= {
                 f"{prefix}true_reward": interval.mean,
                 f"{prefix}true_reward_low": interval.low,

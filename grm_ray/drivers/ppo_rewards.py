@@ -22,6 +22,7 @@ from grm_ray.drivers.job_key import precision
 from grm_ray.drivers.ppo_step import Gathering, Step
 from grm_ray.drivers.ppo_stream import Stream
 from grm_ray.drivers.ppo_workers import PpoCast
+from grm_ray.drivers.refused import without_gaps
 from grm_ray.rewards.pipeline import PROXY, Answers
 from grm_ray.runtime.ledger import uid
 from grm_ray.runtime.weights import Version
@@ -99,18 +100,18 @@ class PolicyRewards:
         compared = self._references.get(False) if self._compares else None
         return self.pipeline(
             Answers(
-                step.column("scores"),
+                without_gaps(step.column("scores")),
                 step.column("finished"),
                 step.column("length"),
                 None if compared is None else compared[prompts],
-                step.column("rules"),
+                without_gaps(step.column("rules")),
                 self._config.rollout.max_new_tokens,
             )
         )
 
     def of_held_out(self, step: Step) -> np.ndarray:
         """The proxy of answers to the held-out prompts, in their order `(B,)`."""
-        return self.pipeline.proxy(step.column("scores"), self._references.get(True))
+        return self.pipeline.proxy(without_gaps(step.column("scores")), self._references.get(True))
 
     def figures(self, step: Step, columns: dict[str, np.ndarray]) -> dict[str, float]:
         """What to watch of a step's rewards beside their means."""
@@ -131,7 +132,7 @@ class PolicyRewards:
         """Of the members over each row; None where there is but one, or no common scale."""
         if len(self.members) == 1 or self._is_conjunction:
             return None
-        return self.pipeline.disagreement(step.column("scores"))
+        return self.pipeline.disagreement(without_gaps(step.column("scores")))
 
     # ------------------------------------------------------------------ inside
 

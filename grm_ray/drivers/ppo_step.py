@@ -19,7 +19,7 @@ from grm_ray.runtime.weights import Version
 # What an evaluation says of each row beside its table.
 SCALARS = ("kl", "penalty", "entropy", "gap")
 # What a scorer says of each row: a list a row for the first two.
-SCORED_COLUMNS = ("scores", "rules", "true_reward")
+SCORED_COLUMNS = ("scores", "rules", "true_reward", "refused")
 SCORED, EVALUATED, GENERATED = "scored", "evaluated", "generated"
 
 
@@ -49,9 +49,16 @@ class Step:
         return np.array([self.rows[u][name] for u in self.ledger.uids], dtype=float)
 
     def mean(self, name: str) -> float | None:
-        """None where a row has no such value."""
-        values = [row[name] for row in self.rows.values()]
-        return None if any(v is None for v in values) else float(np.mean(values))
+        """Over the rows that have a finite one; None where there is none."""
+        values = np.array([row[name] for row in self.rows.values()], dtype=float)
+        known = values[np.isfinite(values)]
+        return float(known.mean()) if len(known) else None
+
+    @property
+    def learnable(self) -> np.ndarray:
+        """`(B,)`: whether each row has all that its reward is made of."""
+        parts = [self.column(name) for name in ("scores", "rules")]
+        return np.isfinite(np.hstack(parts)).all(axis=1)
 
     def phases(self, since: float) -> dict[str, float]:
         """Seconds from `since` until all was generated, and what each later stage took on top."""

@@ -39,9 +39,9 @@ def begin_update(
         torch.tensor(prompts),
         coefficient,
     ).numpy()
-    learned = np.ones(len(uids), bool)
+    learned = step.learnable
     if config.ppo.mask_unfinished:
-        learned = step.column("finished") > 0
+        learned &= step.column("finished") > 0
     items = [kept for item in by_key(prompts) if (kept := [i for i in item if learned[i]])]
     lengths = step.column("length")
     before = step.column("tokens") - lengths

@@ -36,14 +36,7 @@ def session(wanted: Sequence[Bundle]) -> Iterator[None]:
     try:
         try:
             if local:
-                here = this_machine()
-                ray.init(
-                    address="local",
-                    num_cpus=int(here.cpus),
-                    num_gpus=int(here.gpus),
-                    include_dashboard=False,
-                    **options,
-                )
+                _start_here(options)
             else:
                 ray.init(address="auto" if os.environ["RAY_ADDRESS"] == "auto" else None, **options)
         except SystemExit:  # Ray's own handler of a signal that came while it started
@@ -75,6 +68,32 @@ def _undisturbed() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+# Ray gives its own processes 30 s to start and has no option for more; on a machine with other work
+# that is sometimes too little.
+_STARTS = 3
+
+
+def _start_here(options: dict[str, Any]) -> None:
+    import ray
+
+    here = this_machine()
+    for left in reversed(range(_STARTS)):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=int(here.cpus),
+                num_gpus=int(here.gpus),
+                include_dashboard=False,
+                **options,
+            )
+            return
+        except Exception as error:
+            if not left or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            _end(list(_children()))
 
 
 def _children() -> set[psutil.Process]:

@@ -112,12 +112,22 @@ class Scorer:
         scores_BK = np.hstack(scores)
         prompts, answers = (rollouts[name].to_pylist() for name in ("prompt", "response"))
         ruled_BR = rules.values(self._rules, prompts, answers)
-        true: np.ndarray | list[float | None] = [None] * len(answers)
+        true: np.ndarray | list[float] | list[None] = [None] * len(answers)
+        untrue: list[str | None] = [None] * len(answers)
         if self._judge is not None:
             true = self._judge.score(rollouts)
         elif self._program is not None:
-            pairs = zip(prompts, answers, strict=True)
-            true = [float(self._program(prompt, answer)) for prompt, answer in pairs]
+            true, untrue = rules.each(self._program, prompts, answers)
+        refused = [
+            "a reward model's chat template refuses it"
+            if not np.isfinite(scores_BK[i]).all()
+            else "a rule of the reward failed on it or gave no number"
+            if not np.isfinite(ruled_BR[i]).all()
+            else f"true reward: {untrue[i]}"
+            if untrue[i]
+            else None
+            for i in range(len(answers))
+        ]
         fingerprints = [self._fingerprint] * len(answers)
-        columns = [rollouts["uid"], list(scores_BK), list(ruled_BR), true, fingerprints]
+        columns = [rollouts["uid"], list(scores_BK), list(ruled_BR), true, fingerprints, refused]
         return pa.table(columns, schema=SCORES)

@@ -1,0 +1,58 @@
+"""Answers that could not be scored: written down with the reason, and left out of the update."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from grm_ray.config.ends import RunStopped
+from grm_ray.drivers.ppo_step import Step
+from grm_ray.runtime.disk import writing
+
+
+class Refused:
+    """`refused.jsonl`: one line an answer that a reward model, rule or true reward failed on."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "refused.jsonl"
+
+    def note(self, step: Step, where: str) -> str | None:
+        """Write down the refused rows of `step`; what to tell the user of them.
+
+        Args:
+            where: the sample file that has them.
+
+        Raises:
+            RunStopped: nothing of the step could be scored: the rows are not at fault.
+            NotWritten: the disk is full.
+        """
+        reasons = {uid: row["refused"] for uid, row in step.rows.items() if row["refused"]}
+        if not reasons:
+            return None
+        first = next(iter(reasons.values()))
+        if len(reasons) == len(step.rows):
+            raise RunStopped(f"{where}: none of {len(reasons)} answers could be scored: {first}")
+        with writing(self._path), self._path.open("a", encoding="utf-8") as out:
+            for uid, reason in reasons.items():
+                line = {"samples": where, "uid": uid, "reason": reason}
+                out.write(json.dumps(line, ensure_ascii=False) + "\n")
+        number = len(reasons)
+        return (
+            f"{where}: {number} of {len(step.rows)} answers not scored ({self._path.name}): {first}"
+        )
+
+
+def without_gaps(values_BK: np.ndarray) -> np.ndarray:
+    """Rows with a NaN become the mean of the others, so that they move no baseline.
+
+    Raises:
+        ValueError: there are no others.
+    """
+    whole_B = np.isfinite(values_BK).all(axis=1)
+    if whole_B.all():
+        return values_BK
+    if not whole_B.any():
+        raise ValueError("no row has all of its scores")
+    return np.where(whole_B[:, None], values_BK, values_BK[whole_B].mean(axis=0))

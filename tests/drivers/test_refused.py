@@ -1,0 +1,74 @@
+"""Answers that cannot be scored: told of, kept out of the update, and never a reason to stop."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from grm_ray.config.ends import RunStopped
+from grm_ray.drivers.ppo_step import GENERATED, SCORED, Step
+from grm_ray.drivers.refused import Refused, without_gaps
+from grm_ray.runtime.ledger import StepLedger
+from grm_ray.workers import rules
+
+
+def step(reasons, scores=None, ruled=None):
+    uids = [f"p:0:{i}" for i in range(len(reasons))]
+    made = Step(StepLedger(uids, frozenset({GENERATED, SCORED})))
+    for i, name in enumerate(uids):
+        made.rows[name] = {
+            "refused": reasons[i],
+            "scores": [1.0] if scores is None else scores[i],
+            "rules": [] if ruled is None else ruled[i],
+            "true_reward": None if i == 0 else float(i),
+        }
+    return made
+
+
+def test_each_refused_answer_is_written_down_with_its_reason(tmp_path):
+    refused = Refused(tmp_path)
+    assert refused.note(step([None, None]), "step-00001") is None
+    assert not (tmp_path / "refused.jsonl").exists()
+    told = refused.note(step([None, "ValueError: no box", None]), "step-00002")
+    assert told == "step-00002: 1 of 3 answers not scored (refused.jsonl): ValueError: no box"
+    refused.note(step(["a", None]), "step-00003")
+    lines = [json.loads(line) for line in (tmp_path / "refused.jsonl").read_text().splitlines()]
+    assert [(x["samples"], x["uid"], x["reason"]) for x in lines] == [
+        ("step-00002", "p:0:1", "ValueError: no box"),
+        ("step-00003", "p:0:0", "a"),
+    ]
+
+
+def test_a_step_of_which_nothing_can_be_scored_ends_the_run(tmp_path):
+    with pytest.raises(RunStopped, match="none of 2 answers could be scored: NameError: x"):
+        Refused(tmp_path).note(step(["NameError: x", "NameError: x"]), "step-00001")
+
+
+def test_refused_rows_stand_at_the_mean_of_the_others():
+    scores = np.array([[1.0, 4.0], [math.nan, 2.0], [3.0, 0.0]])
+    assert without_gaps(scores).tolist() == [[1.0, 4.0], [2.0, 2.0], [3.0, 0.0]]
+    assert without_gaps(np.zeros((3, 0))).shape == (3, 0)
+    with pytest.raises(ValueError, match="no row"):
+        without_gaps(np.full((2, 1), math.nan))
+
+
+def test_only_rows_with_scores_and_rules_are_learned_from():
+    made = step(
+        [None, "x", "y", None],
+        scores=[[1.0], [math.nan], [2.0], [3.0]],
+        ruled=[[0.0], [0.0], [math.nan], [0.0]],
+    )
+    assert made.learnable.tolist() == [True, False, False, True]
+    assert made.mean("true_reward") == 2.0
+    assert step([None, None]).learnable.tolist() == [True, True]
+
+
+def test_a_function_that_fails_on_one_answer_says_why_and_scores_the_others():
+    def number(prompt, answer):
+        return float(answer)
+
+    found, reasons = rules.each(number, ["?"] * 4, ["1", "two", "inf", "4"])
+    assert found[0] == 1.0 and math.isnan(found[1]) and math.isnan(found[2]) and found[3] == 4.0
+    assert reasons[0] is reasons[3] is None
+    assert reasons[1].startswith("ValueError: could not convert") and reasons[2] == "it gave inf"
