@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel
 
+from grm_ray.config.document import legible
 from grm_ray.config.ends import RunStopped
 from grm_ray.config.load import ConfigError, load
 
@@ -39,7 +40,7 @@ def main(schema: type[J], run: Callable[[J, bool], Path | None], description: st
                 print(f"report: {os.path.relpath(report)}")
         code = 0
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {legible(str(error))}", file=sys.stderr)
         code = 2
     except RunStopped as error:
         print(f"error: {error}; {_how_to_go_on(config)}", file=sys.stderr)

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from grm_ray.config.ppo import Engine, Rollout, RolloutWorkers, ScorerWorkers
 from grm_ray.config.rewards import Named
-from grm_ray.config.schema import Dtype, Job, Model, Name, Positive, Rate, Section, Source
+from grm_ray.config.schema import Dtype, Job, Model, Name, PathText, Positive, Rate, Section, Source
 
 
 class Prompts(Section):
@@ -74,9 +74,9 @@ class BestOfNJob(Job):
     policy: Model
     data: Prompts
     rollout: Sampling = Sampling()
-    proxies: Annotated[dict[Name, str], Field(min_length=1)]
+    proxies: Annotated[dict[Name, PathText], Field(min_length=1)]
     ensembles: dict[Name, ProxyEnsemble] = Field(default_factory=dict)
-    true_reward: str
+    true_reward: PathText
     ns: list[Positive] | None = None
     betas: list[Rate] = Field(default=[2.0, 1.0, 0.5, 0.25])
     scoring: Scoring = Scoring()

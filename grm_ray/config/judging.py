@@ -7,11 +7,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from grm_ray.config.schema import (
+    Count,
     Dtype,
     Fraction,
     Job,
     Name,
     PairSource,
+    PathText,
     Positive,
     Rate,
     Section,
@@ -33,7 +35,7 @@ class Ensemble(Section):
 
 
 class JudgeWorkers(Workers):
-    count: Positive = 2
+    count: Count = 2
     cpus: Annotated[float, Field(gt=0)] = 0.5
 
 
@@ -53,7 +55,7 @@ class EvaluateJob(Job):
     """
 
     job: Literal["evaluate"] = "evaluate"
-    models: Annotated[dict[Name, str], Field(min_length=1)]
+    models: Annotated[dict[Name, PathText], Field(min_length=1)]
     ensembles: dict[Name, Ensemble] = Field(default_factory=dict)
     sets: Annotated[dict[Name, Source], Field(min_length=1)]
     baseline: Name | None = None

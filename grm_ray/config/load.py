@@ -6,12 +6,14 @@ import difflib
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from grm_ray.config import secrets
+from grm_ray.config.document import ConfigError, check_tree, parse, read, shown, written
 
+__all__ = ["ConfigError", "apply", "dump", "load", "validate"]
 J = TypeVar("J", bound=BaseModel)
+_TOLD = 10  # wrong keys, each in a line; whoever wrote more has misunderstood something else
 
 
 _NO_SECRETS = (
@@ -20,37 +22,19 @@ _NO_SECRETS = (
 )
 
 
-class ConfigError(ValueError):
-    """The configuration or the data is wrong: the user's to mend (exit code 2)."""
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice (YAML would silently keep the last)."""
-
-
-def _mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode, deep: bool = False) -> dict:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=deep)
-        if not isinstance(key, str):
-            raise ConfigError(f"line {key_node.start_mark.line + 1}: keys are words, not {key!r}")
-        if key in seen:
-            raise ConfigError(f"line {key_node.start_mark.line + 1}: key '{key}' stands twice")
-        seen.add(key)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=deep)
-
-
-_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-def load(schema: type[J], path: str | Path, overrides: list[str] | None = None) -> J:
+def load(
+    schema: type[J], path: str | Path, overrides: list[str] | None = None, what: str = "config"
+) -> J:
     """Read `path`, apply `key.path=value` overrides, validate against `schema`.
+
+    Args:
+        what: the file is, for a message.
 
     Raises:
         ConfigError: naming the file, the key and what would be right.
     """
     path = Path(path)
-    raw = _read(path)
+    raw = read(path, what)
     for override in overrides or []:
         _override(raw, override)
     return validate(schema, raw, str(path))
@@ -58,6 +42,7 @@ def load(schema: type[J], path: str | Path, overrides: list[str] | None = None) 
 
 def validate(schema: type[J], raw: dict[str, Any], origin: str) -> J:
     """`raw` as `schema`, or a `ConfigError` that names `origin` and every wrong key."""
+    check_tree(raw, origin)
     if found := list(secrets.find(raw)):
         raise ConfigError(
             "\n".join(f"{origin}: key '{key}': {what}; {_NO_SECRETS}" for key, what in found)
@@ -65,33 +50,15 @@ def validate(schema: type[J], raw: dict[str, Any], origin: str) -> J:
     try:
         return schema.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(schema, item) for item in error.errors()]
-        raise ConfigError("\n".join(f"{origin}: {line}" for line in lines)) from None
+        found = error.errors()
+        lines = [f"{origin}: {_explain(schema, item)}" for item in found[:_TOLD]]
+        more = [f"{origin}: and {len(found) - _TOLD} more"] if len(found) > _TOLD else []
+        raise ConfigError("\n".join([*lines, *more])) from None
 
 
 def dump(config: BaseModel) -> str:
     """The complete config as YAML, in the schema's order."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, _names(path.parent), n=1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise ConfigError(f"config file {path} does not exist{hint}")
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a config is a mapping of keys to values")
-    return raw
-
-
-def _names(folder: Path) -> list[str]:
-    return [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else []
+    return written(config.model_dump(mode="json"))
 
 
 def apply(raw: dict[str, Any], key: str, value: Any) -> None:
@@ -118,10 +85,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     key, sign, value = override.partition("=")
     if not sign or not key:
         raise ConfigError(f"override '{override}': write key.path=value")
-    try:
-        apply(raw, key, yaml.safe_load(value))
-    except yaml.YAMLError:
-        raise ConfigError(f"override '{override}': the value is not valid YAML") from None
+    apply(raw, key, parse(value, f"override '{override}'"))
 
 
 def _explain(schema: type[BaseModel], item: Any) -> str:
@@ -137,8 +101,8 @@ def _explain(schema: type[BaseModel], item: Any) -> str:
     if not location:
         return message
     given = item.get("input")
-    shown = "" if isinstance(given, dict | BaseModel) else f" (given: {given!r})"
-    return f"key '{location}': {message}{shown}"
+    said = "" if isinstance(given, dict | BaseModel) else f" (given: {shown(given)})"
+    return f"key '{location}': {message}{said}"
 
 
 def _fields_at(schema: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from grm_ray.config.judging import JudgeWorkers, Scoring
 from grm_ray.config.rewards import Named
-from grm_ray.config.schema import Fraction, Job, Name, Positive, Section, Source
+from grm_ray.config.schema import Fraction, Job, Name, PathText, Positive, Section, Source
 
 Changes = dict[str, Any]
 
@@ -74,7 +74,7 @@ class OveroptimizationJob(Job):
     """
 
     job: Literal["overoptimization"] = "overoptimization"
-    true_reward: str
+    true_reward: PathText
     data: Labelled
     flips: Annotated[dict[Name, Fraction], Field(min_length=1)]
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]

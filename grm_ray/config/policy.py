@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from grm_ray.config.schema import Fraction, NonNegative, Optimizer, Positive, Rate, Section
+from grm_ray.config.schema import (
+    Fraction,
+    NonNegative,
+    Optimizer,
+    PathText,
+    Positive,
+    Rate,
+    Section,
+)
 
 
 class Kl(Section):
@@ -25,7 +33,7 @@ class Kl(Section):
     estimator: Literal["k1", "k2", "k3", "sqrt_chi_squared"] = "k1"
     target: Rate | None = None
     horizon: Positive = 1000
-    reference: str | None = None
+    reference: PathText | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     @model_validator(mode="after")

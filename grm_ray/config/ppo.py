@@ -10,6 +10,7 @@ from grm_ray.config.policy import Ppo
 from grm_ray.config.rewards import Reward
 from grm_ray.config.schema import (
     Checkpoint,
+    Count,
     Cpus,
     Fraction,
     Head,
@@ -113,7 +114,7 @@ class RolloutWorkers(Workers):
 class ScorerWorkers(Workers):
     """At least two, so that one may die."""
 
-    count: Annotated[int, Field(ge=2)] = 2
+    count: Annotated[Count, Field(ge=2)] = 2
     cpus: Cpus = 0.25
 
 

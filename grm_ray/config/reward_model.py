@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from grm_ray.config.schema import (
     Checkpoint,
+    Count,
     Fraction,
     Head,
     Job,
@@ -90,7 +91,7 @@ class RewardTraining(Section):
 
 
 class TrainerWorkers(Workers):
-    count: Positive = 2
+    count: Count = 2
 
 
 class RewardCheckpoint(Checkpoint):

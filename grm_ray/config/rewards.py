@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from grm_ray.config.schema import Dtype, Name, Positive, Rate, Section
+from grm_ray.config.schema import Dtype, Name, PathText, Positive, Rate, Section
 
 
 class Overlong(Section):
@@ -89,8 +89,8 @@ class Reward(Section):
     `true_reward`: a registered program, one's own `module:function`, or a saved reward model.
     """
 
-    path: Annotated[str, Field(min_length=1)] | None = None
-    members: dict[Name, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
+    path: PathText | None = None
+    members: dict[Name, PathText] = Field(default_factory=dict)
     aggregate: Named = Named(name="mean")
     references: Annotated[int, Field(ge=1, le=256)] | None = None
     stages: list[RewardStage] | None = None
@@ -99,7 +99,7 @@ class Reward(Section):
     clip: Rate | None = 5.0
     missing_eos_penalty: Annotated[float, Field(ge=0)] = 0.0
     overlong: Overlong | None = None
-    true_reward: str | None = None
+    true_reward: PathText | None = None
     tokens_per_micro_batch: Positive = 2048
 
     @property

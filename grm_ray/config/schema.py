@@ -7,21 +7,42 @@ Sizes are in tokens unless a name says otherwise; rates are per optimizer step; 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+# Workers or machines of one kind: each gets a bundle of its own in the plan.
+Count = Annotated[int, Field(gt=0, le=4096)]
+# Of a folder, to which a run adds endings.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
 # Ray counts CPUs in ten-thousandths; a worker with no CPU at all could be packed without limit.
 Cpus = Annotated[float, Field(gt=0)]
 # "auto": bfloat16 where the hardware multiplies it (GPUs, CPUs with AVX512-BF16 or AMX), float32
 # elsewhere; emulated bfloat16 is three to ten times slower than float32.
 Dtype = Literal["auto", "bfloat16", "float32"]
+
+
+def _a_path(text: str) -> str:
+    """Refuse what no file system takes, before something looks for it there."""
+    if not text.strip():
+        raise ValueError("an empty path")
+    if len(text.encode()) > 4000 or max(len(part.encode()) for part in text.split("/")) > 255:
+        raise ValueError("longer than a path can be")
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError("there is no such user with a home folder") from None
+    return text
+
+
+# A file or folder, or what may stand in its place: a hub id, a pattern, a function's name.
+PathText = Annotated[str, AfterValidator(_a_path)]
 
 
 class Section(BaseModel):
@@ -56,7 +77,7 @@ class Head(Section):
     weights: list[float] = []
     # An ensemble on one backbone: so many scores, each trained on pairs drawn anew (a bootstrap);
     # pairs are compared by their mean.
-    members: Positive = 1
+    members: Annotated[int, Field(gt=0, le=1024)] = 1
 
     @model_validator(mode="after")
     def _members_score_and_attributes_describe(self) -> Head:
@@ -78,7 +99,7 @@ class Head(Section):
 class Model(Section):
     """`path`: a folder, a Hugging Face hub id, or `smollm2-135m-instruct` (the embedded model)."""
 
-    path: str
+    path: PathText
     dtype: Dtype = "auto"
     lora: Lora | None = None
     # Only the head learns, on the hidden states of the model as it is.
@@ -120,7 +141,7 @@ class Source(Section):
     (`data.adapters`).
     """
 
-    path: str
+    path: PathText
     format: Format = "trl"
     # Format `columns`: our name -> the file's, for prompt, chosen, rejected, and where there are
     # such columns margin, label_smoothing, subset.
@@ -169,7 +190,7 @@ class PairSource(Source):
 class Workers(Section):
     """One role's worker actors. `threads` is set apart from `cpus`: two cores can hold them all."""
 
-    count: Positive = 1
+    count: Count = 1
     cpus: Cpus = 0.5
     gpus: Annotated[float, Field(ge=0)] = 0
     threads: Positive = 1
@@ -214,7 +235,7 @@ class Checkpoint(Section):
 
 class Job(Section):
     name: Name
-    runs: str = "runs"
+    runs: PathText = "runs"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     # Seconds without any sign of life from a worker that is waited for; then the run gives up.
     timeout_s: Positive = 1800

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from grm_ray.config.judging import JudgeWorkers
 from grm_ray.config.rewards import Named
-from grm_ray.config.schema import Dtype, Job, Name, PairSource, Positive, Rate, Section
+from grm_ray.config.schema import Dtype, Job, Name, PairSource, PathText, Positive, Rate, Section
 
 
 class Limits(Section):
@@ -48,7 +48,7 @@ class ServeJob(Job):
     """
 
     job: Literal["serve"] = "serve"
-    models: Annotated[dict[Name, str], Field(min_length=1)]
+    models: Annotated[dict[Name, PathText], Field(min_length=1)]
     aggregate: Named = Named(name="mean")
     reference: PairSource | None = None
     host: str = "127.0.0.1"

@@ -10,11 +10,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
-import yaml
+from pydantic import Field
 
-from grm_ray.config.load import ConfigError, validate
-from grm_ray.config.schema import Cpus, NonNegative, Positive, Section, Workers
+from grm_ray.config.load import ConfigError, load
+from grm_ray.config.schema import Count, Cpus, Section, Workers
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Node:
 class DeclaredNode(Section):
     name: str
     cpus: Cpus
-    gpus: NonNegative = 0
-    count: Positive = 1
+    gpus: Annotated[int, Field(ge=0, le=1024)] = 0
+    count: Count = 1
 
 
 class DeclaredCluster(Section):
@@ -61,16 +62,8 @@ def declared(path: Path) -> list[Node]:
     Raises:
         ConfigError: the file is missing or of another form.
     """
-    if not path.is_file():
-        raise ConfigError(f"cluster file {path} does not exist")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a cluster file has one key, 'nodes'")
     nodes = []
-    for node in validate(DeclaredCluster, raw, str(path)).nodes:
+    for node in load(DeclaredCluster, path, what="cluster").nodes:
         for i in range(node.count):
             name = node.name if node.count == 1 else f"{node.name}-{i}"
             nodes.append(Node(name, node.cpus, node.gpus))
@@ -179,7 +172,13 @@ def fit(wanted: Sequence[Bundle], nodes: Sequence[Node]) -> dict[Bundle, Node]:
         cpus, gpus = sum(b.cpus for b in wanted), sum(b.gpus for b in wanted)
         raise ConfigError(
             f"the workers ask for {cpus:g} CPU and {gpus:g} GPU; the cluster has "
-            f"{', '.join(map(str, nodes)) or 'no node'}. No room for: "
-            f"{', '.join(map(str, left_over))}. Lower workers.*.count, cpus or gpus."
+            f"{_some(nodes) or 'no node'}. No room for: {_some(left_over)}. "
+            "Lower workers.*.count, cpus or gpus."
         )
     return {bundle: placed[bundle] for bundle in wanted}
+
+
+def _some(things: Sequence[object]) -> str:
+    """The first few, and how many more there are."""
+    more = [f"and {len(things) - 6} more"] if len(things) > 6 else []
+    return ", ".join([*map(str, things[:6]), *more])
