@@ -20,18 +20,14 @@ from typing import IO, Any
 
 from grm_ray.config.load import ConfigError
 from grm_ray.config.schema import Source
+from grm_ray.data.records import BadRow
 
 DEMO = Path(__file__).parent / "demo"
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".arrow")
-ROWS_PER_BATCH = 1000
 
 _SPLITS = {"train", "test", "validation", "val", "dev", "eval"}
 _NOT_ROWS = {"dataset_info.json", "state.json", "dataset_dict.json"}  # beside saved data sets
 _CHARACTERS = 1 << 20  # of a JSON array, read at once
-
-
-class BadRow(ValueError):
-    """One row cannot be used; the run goes on without it."""
 
 
 def rows(
@@ -103,9 +99,11 @@ def _file_rows(source: Source, columns: set[str]) -> Iterator[tuple[str, int, An
     seen: set[str] = set()
     other_splits: set[str] = set()
     usable = ours = False
+    first_bad: BadRow | None = None
     for path in _local(source, columns):
         columnar = path.suffix in {".parquet", ".arrow"}
-        for line, row in _arrow_rows(path, columns) if columnar else _json_rows(path):
+        for line, row in _columnar_rows(path, columns) if columnar else _json_rows(path):
+            first_bad = first_bad or (row if isinstance(row, BadRow) else None)
             if isinstance(row, dict):
                 seen |= set(row)
                 usable = usable or columns <= set(row)
@@ -120,9 +118,10 @@ def _file_rows(source: Source, columns: set[str]) -> Iterator[tuple[str, int, An
             f"there is {', '.join(sorted(other_splits))}"
         )
     if not usable:
+        why = f" that can be read (the first: {first_bad})" if first_bad else ""
         raise ConfigError(
             f"{source.path}: needs {named(columns)}; "
-            + (f"found {named(seen)}" if seen else "it holds no row")
+            + (f"found {named(seen)}" if seen else f"it holds no row{why}")
         )
 
 
@@ -236,39 +235,11 @@ def _array_rows(path: Path, file: IO[str]) -> Iterator[tuple[int, Any]]:
         text = text[end:]
 
 
-def _arrow_rows(path: Path, columns: set[str]) -> Iterator[tuple[int, Any]]:
-    import pyarrow as pa
+def _columnar_rows(path: Path, columns: set[str]) -> Iterator[tuple[int, Any]]:
+    # Imported here: a job whose data are JSON does without Arrow until it needs it.
+    from grm_ray.data import columnar
 
-    line = 1
-    try:
-        for batch in _batches(path, columns):
-            for start in range(0, batch.num_rows, ROWS_PER_BATCH):
-                yield from enumerate(batch.slice(start, ROWS_PER_BATCH).to_pylist(), line + start)
-            line += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-
-
-def _batches(path: Path, columns: set[str]) -> Iterator[Any]:
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    if path.suffix == ".parquet":
-        with pa.parquet.ParquetFile(path) as file:
-            _check_columns(path, columns, file.schema_arrow.names)
-            yield from file.iter_batches(batch_size=ROWS_PER_BATCH)
-        return
-    with pa.memory_map(str(path)) as mapped:
-        try:
-            reader = pa.ipc.open_file(mapped)
-        except pa.ArrowInvalid:
-            stream = pa.ipc.open_stream(mapped)
-            _check_columns(path, columns, stream.schema.names)
-            yield from stream
-            return
-        _check_columns(path, columns, reader.schema.names)
-        for number in range(reader.num_record_batches):
-            yield reader.get_batch(number)
+    yield from columnar.rows(path, lambda found: _check_columns(path, columns, found))
 
 
 def _check_columns(where: Path | str, columns: set[str], found: Iterable[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import isfinite
 from typing import Any
 
 from grm_ray.config.schema import Source
@@ -11,6 +10,8 @@ from grm_ray.data.adapters import Adapter, Unusable
 from grm_ray.data.chat import Message
 from grm_ray.data.files import BadRow
 from grm_ray.data.records import Answer, Contest, Rated, Turns
+
+_LARGEST = 3.4e38
 
 
 def contest(row: Any, adapter: Adapter, source: Source) -> Contest:
@@ -186,11 +187,9 @@ def _number(value: Any, name: str) -> float | None:
 
 
 def is_number(value: Any) -> bool:
-    """A finite one that a float can hold; JSON may bring integers of any size."""
-    try:
-        return not isinstance(value, bool) and isinstance(value, int | float) and isfinite(value)
-    except OverflowError:
-        return False
+    """One that float32 can hold, as all tables do; JSON may bring integers of any size."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return plain and abs(value) <= _LARGEST
 
 
 def _text(value: Any, name: str) -> str | None:

@@ -21,6 +21,10 @@ Turns = tuple[tuple[str, str], ...]  # (role, content)
 Answer = str | Turns
 
 
+class BadRow(ValueError):
+    """One row cannot be used; the run goes on without it."""
+
+
 class _Prompted:
     """What has a prompt, a tuple of (role, content) that ends with a user turn."""
 

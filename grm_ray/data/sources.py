@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from grm_ray.config.document import legible
 from grm_ray.config.load import ConfigError
 from grm_ray.config.schema import Source
 from grm_ray.data import files, parse, selection
@@ -30,7 +31,9 @@ class Quarantine:
 
     def add(self, file: str, line: int, reason: str, row: str | None = None) -> None:
         """`row` names a row whose line is not known any more (it was read well before)."""
-        found: dict[str, Any] = {"file": file, "line": line, "reason": reason}
+        # A reason may quote the row, in which anything can stand.
+        said = legible(" ".join(reason.split()))
+        found: dict[str, Any] = {"file": file, "line": line, "reason": said}
         self.rows.append(found if row is None else {**found, "row": row})
 
     def add_many(self, file: str, count: int, reason: str) -> None:

@@ -198,3 +198,13 @@ def test_a_byte_order_mark_costs_no_row(tmp_path):
         b"\xef\xbb\xbf" + json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}).encode()
     )
     assert len(list(iterate(Source(path=str(path)), Quarantine()))) == 1
+
+
+def test_a_margin_beyond_float32_is_a_bad_row(tmp_path):
+    good = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    path = tmp_path / "rows.jsonl"
+    rows = [good | {"margin": 1e39}, good | {"chosen": "c", "margin": 1e38}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    quarantine = Quarantine()
+    assert [pair.chosen for pair in iterate(Source(path=str(path)), quarantine)] == ["c"]
+    assert "'margin' is no number" in quarantine.rows[0]["reason"]

@@ -258,3 +258,14 @@ def test_rows_that_a_condition_leaves_out_are_counted_once(tmp_path):
     assert quarantine.counts() == {"where not met": 6}
     with pytest.raises(ConfigError, match="no row has columns 'god'"):
         sources.pairs(Source(path=file.path, where={"god": True}), Quarantine())
+
+
+def test_a_reason_that_quotes_a_row_is_one_line_that_can_be_read(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    turns = [{"role": "a\0\nb" + "c" * 5000, "content": "x"}]
+    path.write_text(json.dumps({"prompt": turns, "chosen": "a", "rejected": "b"}) + "\n")
+    quarantine = Quarantine()
+    with pytest.raises(ConfigError):
+        list(sources.iterate(Source(path=str(path)), quarantine))
+    reason = quarantine.rows[0]["reason"]
+    assert "unknown role 'a\\x00 bccc" in reason and len(reason) < 700
