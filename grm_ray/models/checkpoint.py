@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from grm_ray.config.schema import Dtype, Head, Model
+from grm_ray.data.chat import FILE as CONTRACT_FILE
 from grm_ray.data.chat import ScoringContract
 from grm_ray.models import foreign
 from grm_ray.models.backbone import (
@@ -179,7 +180,7 @@ def check_reward_model(path: str | Path) -> dict[str, Any]:
 
 def _described(folder: Path) -> dict[str, Any]:
     """What `grm_ray.json` says."""
-    for name in (META_FILE, HEAD_FILE, "config.json"):
+    for name in (META_FILE, HEAD_FILE, CONTRACT_FILE, "config.json"):
         if not (folder / name).is_file():
             raise ValueError(f"reward model folder {folder} has no {name}")
     try:
@@ -192,7 +193,7 @@ def _described(folder: Path) -> dict[str, Any]:
             "language_head": bool(meta.get("language_head", True)),
             "fingerprint": str(meta["fingerprint"]),
         }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / META_FILE}: damaged ({error})") from None
 
 
@@ -276,12 +277,15 @@ def of_its_own(weight: torch.Tensor) -> torch.Tensor:
 
 def is_whole(folder: Path, meta: dict[str, Any]) -> bool:
     """Whether weights and contract of a folder of ours are those that were saved."""
-    return _fingerprint(folder) == meta["fingerprint"]
+    try:
+        return _fingerprint(folder) == meta["fingerprint"]
+    except OSError:  # a link to nowhere, a folder in a file's place
+        return False
 
 
 def _fingerprint(folder: Path) -> str:
     digest = xxhash.xxh3_128()
-    for path in sorted([*folder.glob("*.safetensors"), folder / "scoring_contract.json"]):
+    for path in sorted([*folder.glob("*.safetensors"), folder / CONTRACT_FILE]):
         digest.update(path.name.encode())
         with path.open("rb") as file:
             while block := file.read(1 << 24):

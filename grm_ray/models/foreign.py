@@ -146,7 +146,11 @@ def contract(folder: Path, origin: str, trust_remote_code: bool = False) -> Scor
         return ScoringContract.load(folder)
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # each kind of model checks its values in a way of its own
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(f"{folder}/config.json: cannot be used ({said})") from None
     text = config.get_text_config()
     length = getattr(text, "max_position_embeddings", None)
     if not length:

@@ -18,6 +18,7 @@ from grm_ray.models.checkpoint import (
     META_FILE,
     _fingerprint,
     check_reward_model,
+    is_whole,
     load_reward_model,
     reward_contract,
     save_causal_lm,
@@ -228,3 +229,20 @@ def test_a_folder_saved_anew_takes_the_place_of_the_old(saved, tiny_model, token
     assert check_reward_model(saved)["fingerprint"] != before
     assert load_reward_model(saved.with_name("copy"), "float32")[2] == before
     assert sorted(path.name for path in saved.parent.iterdir()) == ["copy", "model"]
+
+
+def test_what_stands_in_a_weight_files_place_is_no_weight_file(saved):
+    meta = check_reward_model(saved)
+    assert is_whole(saved, meta)
+    (saved / "model.safetensors").unlink()
+    for put in (lambda p: p.symlink_to("nowhere"), lambda p: p.mkdir()):
+        put(saved / "model.safetensors")
+        assert not is_whole(saved, meta)
+        shutil.rmtree(saved / "model.safetensors", ignore_errors=True)
+        (saved / "model.safetensors").unlink(missing_ok=True)
+
+
+def test_a_description_without_its_contract_is_refused_before_anything_is_read(saved):
+    (saved / "scoring_contract.json").unlink()
+    with pytest.raises(ValueError, match="has no scoring_contract.json"):
+        check_reward_model(saved)
