@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from grm_ray.config.document import legible
 from grm_ray.reporting.best_of_n import RESULT, write_best_of_n
 from grm_ray.reporting.evaluation import write_evaluation
 from grm_ray.reporting.page import write_report
@@ -24,6 +25,8 @@ from grm_ray.reporting.side_by_side import write_side_by_side
 
 _PAGE = Path("report.html")
 _KINDS = {"evaluation.json": "an evaluation", "study.json": "a study", RESULT: "best of n"}
+# What figures that are not there, or not what they were, end a page in.
+_DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class _Wrong(Exception):
@@ -50,7 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(_write(_folders(asked.runs), asked.output))
     except _Wrong as wrong:
-        print(wrong, file=sys.stderr)
+        print(legible(str(wrong)), file=sys.stderr)
+        return 2
+    except OSError as error:  # a path that cannot be, a folder that may not be read or written
+        print(legible(f"{error.strerror}: {error.filename}"), file=sys.stderr)
         return 2
     return 0
 
@@ -86,7 +92,11 @@ def _one(folder: Path, output: Path | None) -> Path:
     if output is not None:
         raise _Wrong(f"--output: the page of {_KINDS[result.name]} goes into its folder")
     write = write_best_of_n if result.name == RESULT else write_evaluation
-    return write(json.loads(result.read_text(encoding="utf-8")), folder)
+    try:
+        return write(json.loads(result.read_text(encoding="utf-8")), folder)
+    except _DAMAGE as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise _Wrong(f"{result}: damaged, or of another version of grm_ray ({said})") from None
 
 
 def _folders(given: Sequence[str]) -> list[Path]:

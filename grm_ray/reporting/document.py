@@ -26,5 +26,6 @@ def document(title: str, parts: list[str]) -> str:
 def put(path: Path, text: str) -> None:
     """Write `text` beside `path` and move it there: who reads it never sees half a file."""
     beside = path.with_name(f"{path.name}.new")
-    beside.write_text(text, encoding="utf-8")
+    # Half a character, which JSON can hold and UTF-8 cannot, must not cost the page.
+    beside.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(beside, path)

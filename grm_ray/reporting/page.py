@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from html import escape
 from pathlib import Path
@@ -63,13 +64,15 @@ def _subtitle(run: Run) -> str:
     parts = []
     policy = (run.section("policy") or run.section("model")).get("path")
     rewarded = run.section("reward")
-    reward = rewarded.get("path") or ", ".join((rewarded.get("members") or {}).values())
+    members = rewarded.get("members")
+    several = ", ".join(map(str, members.values())) if isinstance(members, dict) else ""
+    reward = rewarded.get("path") or several
     if policy:
         parts.append(f"{'policy' if run.job == 'ppo' else 'backbone'} {clean(policy)}")
     if reward:
         parts.append(f"reward model {clean(reward)}")
     started = run.steps[0].get("time") if run.steps else None
-    if isinstance(started, int | float):
+    with contextlib.suppress(OSError, OverflowError, TypeError, ValueError):  # no time at all
         when = datetime.datetime.fromtimestamp(started, datetime.UTC)
         parts.append(f"first step {when:%Y-%m-%d %H:%M} UTC")
     return " · ".join(parts)

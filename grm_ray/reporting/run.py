@@ -13,8 +13,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
+from grm_ray.config.document import ConfigError, check_tree, legible, parse
+
+# No figure of a run is as large, and what is can overflow where it is squared or summed.
+_ABSURD = 1e100
 SAMPLE_COLUMNS = ("uid", "prompt", "response", "reward", "true_reward", "length")
 
 
@@ -83,10 +86,10 @@ def _alarms(run: Run) -> list[str]:
 
 
 def number(value: Any) -> float | None:
-    """`value` as a float, None where it is no number."""
+    """`value` as a float, None where it is no number that can be drawn."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    return float(value) if abs(value) < _ABSURD else None
 
 
 def _config(folder: Path, notes: list[str]) -> tuple[dict[str, Any], str]:
@@ -96,9 +99,10 @@ def _config(folder: Path, notes: list[str]) -> tuple[dict[str, Any], str]:
         return {}, ""
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        notes.append(f"config.yaml cannot be read: {error}")
+        config = parse(text, "config.yaml")
+        check_tree(config, "config.yaml")
+    except ConfigError as error:
+        notes.append(f"The configuration cannot be read: {legible(str(error))}")
         config = None
     return (config if isinstance(config, dict) else {}), text
 
@@ -112,17 +116,25 @@ def _steps(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line, parse_constant=lambda _: None)
-            by_step[int(row["step"])] = row
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, RecursionError):
+            row = None
+        step = number(row.get("step")) if isinstance(row, dict) else None
+        if step is None:
             torn += 1
+        else:
+            by_step[int(step)] = {**row, "step": int(step)}
     if torn:
         notes.append(f"{_count(torn, 'line')} of metrics.jsonl could not be read.")
     bad = {
-        (step, key) for step, row in by_step.items() for key in row.get("non_finite") or [] if key
+        (step, str(key))
+        for step, row in by_step.items()
+        if isinstance(keys := row.get("non_finite"), list)
+        for key in keys
+        if key
     }
     if bad:
         first = min(step for step, _ in bad)
-        names = ", ".join(sorted({str(key) for _, key in bad}))
+        names = ", ".join(sorted({key for _, key in bad}))
         notes.append(f"Not a finite number, from step {first} on at times: {names}.")
     return [by_step[step] for step in sorted(by_step)]
 
@@ -135,15 +147,23 @@ def _samples(folder: Path, notes: list[str]) -> dict[str, list[dict[str, Any]]]:
     for name in ("before", "after", newest):
         if name is None or name not in paths:
             continue
-        try:
-            table = pq.read_table(paths[name])
-        except (pa.ArrowException, OSError) as error:
-            notes.append(f"samples/{name}.parquet cannot be read: {error}")
-            continue
-        rows[name] = [
-            {column: row.get(column) for column in SAMPLE_COLUMNS} for row in table.to_pylist()
-        ]
+        found = read_samples(paths[name], notes)
+        if found is not None:
+            rows[name] = found
     return rows
+
+
+def read_samples(path: Path, notes: list[str]) -> list[dict[str, Any]] | None:
+    """The answers in `path`; None, and a note, where they cannot be read."""
+    try:
+        table = pq.read_table(path)
+        table.validate(full=True)
+        rows = table.to_pylist()
+    except (pa.ArrowException, OSError, ArithmeticError, ValueError) as error:
+        notes.append(f"samples/{path.name} cannot be read: {legible(str(error))}")
+        return None
+    columns = SAMPLE_COLUMNS
+    return [{**{c: row.get(c) for c in columns}, "uid": str(row.get("uid"))} for row in rows]
 
 
 def _quarantined(folder: Path) -> int:
@@ -151,12 +171,15 @@ def _quarantined(folder: Path) -> int:
     if not path.is_file():
         return 0
     total = 0
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                total += json.loads(line).get("rows", 1)  # an entry may stand for many rows
-            except ValueError:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
                 continue  # a line that a killed run left half-written
+            # An entry may stand for many rows.
+            count = number(entry.get("rows", 1)) if isinstance(entry, dict) else None
+            total += int(count or 0)
     return total
 
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from grm_ray.reporting.run import SAMPLE_COLUMNS, Run
+from grm_ray.reporting.run import Run, read_samples
 from grm_ray.reporting.tables import finite
 from grm_ray.study.intervals import bootstrap_mean
 
@@ -151,17 +148,8 @@ def _answers(
             return run.samples[name]
         path = run.folder / "samples" / f"{name}.parquet"
         if path.is_file() and name not in ("before", "after"):  # those were read with the run
-            return _read(path, notes)
+            return read_samples(path, notes) or []
     return []
-
-
-def _read(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        notes.append(f"samples/{path.name} cannot be read: {error}")
-        return []
-    return [{column: row.get(column) for column in SAMPLE_COLUMNS} for row in table.to_pylist()]
 
 
 def _by_uid(rows: list[dict[str, Any]], kind: str) -> dict[str, float]:

@@ -241,3 +241,55 @@ def test_what_a_guard_watches_has_its_charts_where_there_is_any(tmp_path):
     plain, watched = (write_report(tmp_path / n).read_text() for n in ("plain", "watched"))
     for title in ("Canaries answered right", "Disagreement of the members"):
         assert title in watched and title not in plain
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        {"config.yaml": b"a: &a [*a]\n"},
+        {"config.yaml": b"x: 2001-99-99\n"},
+        {"config.yaml": b"reward: {members: [1, 2]}\n"},
+        {"config.yaml": b"reward: {members: {a: 1, b: 2}}\n"},
+        {"metrics.jsonl": b'{"step": 1e999}\n{"step": [1]}\n3\n{"step": 1, "reward": 1e308}\n'},
+        {"metrics.jsonl": b'{"step": 1, "non_finite": 3}\n{"step": 2, "non_finite": [1, []]}\n'},
+        {"metrics.jsonl": b'{"step": 1, "time": 1e300}\n'},
+        {"metrics.jsonl": b'{"step": 1, "reward": ' + b"1" * 400 + b"}\n"},
+        {"metrics.jsonl": b'{"step": 1, "guard/action": "\\ud800"}\n'},
+        {"quarantine.jsonl": b'\xff\n3\n"x"\n{"rows": "many"}\n{"rows": 2}\n'},
+    ],
+)
+def test_what_is_damaged_costs_no_page(tmp_path, harm):
+    folder = whole_run(tmp_path / "run")
+    for name, content in harm.items():
+        (folder / name).write_bytes(content)
+    assert report.main([str(folder)]) == 0
+    assert "</html>" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_rows_of_the_quarantine_are_counted_whatever_stands_between_them(tmp_path):
+    folder = whole_run(tmp_path / "run")
+    (folder / "quarantine.jsonl").write_bytes(b'\xff\n3\n{"rows": "many"}\n{"rows": 2}\n{}\n')
+    assert "3 input rows could not be used" in write_report(folder).read_text(encoding="utf-8")
+
+
+def test_answers_that_are_no_text_are_left_out_with_a_note(tmp_path):
+    folder = whole_run(tmp_path / "run")
+    bad = pa.array([b"\xff"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"uid": bad}), folder / "samples" / "before.parquet")
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert "samples/before.parquet cannot be read" in text
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "study.json", "best_of_n.json"])
+@pytest.mark.parametrize("content", [b"{}", b"[]", b"\xff", b"{", b'{"models": 3}'])
+def test_figures_that_are_damaged_are_refused_in_one_line(tmp_path, capsys, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert report.main([str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"{name}: damaged, or of another version" in said and said.count("\n") == 1
+
+
+def test_a_name_that_no_folder_can_have_is_refused_in_one_line(capsys):
+    assert report.main(["x" * 5000]) == 2
+    said = capsys.readouterr().err
+    assert "File name too long" in said and said.count("\n") == 1
