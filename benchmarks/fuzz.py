@@ -30,6 +30,7 @@ from tests.fuzzing.harness import outcome
 from tests.fuzzing.kinds import CASES, kind_of
 
 SECONDS = 60  # for one case; twice that ends the process, should the case not let go
+SHARE = 1300  # cases of one process, which lays out its material first
 MEMORY = 16 << 30  # of address space
 
 
@@ -80,24 +81,29 @@ def main() -> None:
     parser.add_argument("--case", type=int, help="this one alone, of --kind")
     parser.add_argument("--cases", type=int, help="of each kind, in place of the usual numbers")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="that a case may take")
+    parser.add_argument(
+        "--beside", type=int, default=len(os.sched_getaffinity(0)), help="processes at once"
+    )
     given = parser.parse_args()
     if given.case is not None and given.kind is None:
         parser.error("--case is a number of one --kind")
     began, counts, failures = time.monotonic(), {}, []
-    kinds = [given.kind] if given.kind else sorted(CASES)
-
-    def tried(kind: str) -> dict[int, tuple[str, str]]:
-        one = None if given.case is None else range(given.case, given.case + 1)
-        return share(kind, given.seed, one or range(given.cases or CASES[kind]), given.seconds)
-
-    beside = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
-    for kind, found in zip(kinds, beside.map(tried, kinds), strict=True):
-        counts[kind] = dict(collections.Counter(what for what, _ in found.values()))
+    tasks = []
+    for kind in [given.kind] if given.kind else sorted(CASES):
+        counts[kind] = collections.Counter()
+        cases = range(given.cases or CASES[kind])
+        if given.case is not None:
+            cases = range(given.case, given.case + 1)
+        tasks += [(kind, cases[at : at + SHARE]) for at in range(0, len(cases), SHARE)]
+    beside = ThreadPoolExecutor(given.beside)
+    shares = beside.map(lambda task: share(task[0], given.seed, task[1], given.seconds), tasks)
+    for (kind, cases), found in zip(tasks, shares, strict=True):
+        counts[kind].update(what for what, _ in found.values())
         for case, (what, why) in found.items():
             if why:
                 failures.append({"kind": kind, "case": case, "outcome": what})
                 print(f"{what}: --seed {given.seed} --kind {kind} --case {case}\n{why}\n")
-        print(f"{kind}: {len(found)} cases, {counts[kind]}", flush=True)
+        print(f"{kind} to {cases.stop}: {dict(counts[kind])}", flush=True)
     if given.kind is None and given.cases is None:
         finish(
             {

@@ -11,7 +11,9 @@ import glob
 import gzip
 import hashlib
 import json
+import re
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from itertools import chain
@@ -28,6 +30,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".arrow")
 _SPLITS = {"train", "test", "validation", "val", "dev", "eval"}
 _NOT_ROWS = {"dataset_info.json", "state.json", "dataset_dict.json"}  # beside saved data sets
 _CHARACTERS = 1 << 20  # of a JSON array, read at once
+_BETWEEN = re.compile(r"[ \t\r\n,]*")  # its elements
 
 
 def rows(
@@ -188,7 +191,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         if path.suffix == ".json" and _begins_an_array(path):
-            with path.open(encoding="utf-8") as text:
+            with path.open(encoding="utf-8-sig") as text:
                 yield from _array_rows(path, text)
             return
         with opener(path, "rb") as lines:
@@ -208,31 +211,40 @@ def _parse(line: bytes) -> Any:
 
 def _begins_an_array(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(256).lstrip().startswith(b"[")
+        return file.read(256).removeprefix(BOM_UTF8).lstrip().startswith(b"[")
 
 
 def _array_rows(path: Path, file: IO[str]) -> Iterator[tuple[int, Any]]:
     """The elements of a JSON array, parsed one by one; the line is the element's number."""
     decoder = json.JSONDecoder()
-    text, ended, number = file.read(_CHARACTERS).lstrip()[1:], False, 0
+    text, at, ended, number = file.read(_CHARACTERS).lstrip()[1:], 0, False, 0
     wrong: Exception | str = "it is cut off"
     while True:
-        text = text.lstrip(" \t\r\n,")
-        if text.startswith("]"):
+        between = _BETWEEN.match(text, at)
+        at = between.end() if between else at
+        if text.startswith("]", at):
             return
         try:
-            row, end = decoder.raw_decode(text)
+            row, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             row, end, wrong = None, len(text), error
+            ended = ended or _is_wrong_for_good(error, len(text))
         if end == len(text):  # the element may go on behind what was read
             if ended:
                 raise ConfigError(f"{path}: no JSON array (element {number + 1}: {wrong})")
             more = file.read(_CHARACTERS)
-            ended, text = not more, text + more
+            ended, text, at = not more, text[at:] + more, 0
             continue
         number += 1
         yield number, row
-        text = text[end:]
+        at = end
+
+
+def _is_wrong_for_good(error: Exception, end: int) -> bool:
+    """Whether no more text can mend it: the fault lies well before the end of what was read."""
+    if not isinstance(error, json.JSONDecodeError) or "Unterminated" in error.msg:
+        return False
+    return error.pos + len("-Infinity") < end
 
 
 def _columnar_rows(path: Path, columns: set[str]) -> Iterator[tuple[int, Any]]:

@@ -208,3 +208,42 @@ def test_a_margin_beyond_float32_is_a_bad_row(tmp_path):
     quarantine = Quarantine()
     assert [pair.chosen for pair in iterate(Source(path=str(path)), quarantine)] == ["c"]
     assert "'margin' is no number" in quarantine.rows[0]["reason"]
+
+
+def test_an_array_is_read_in_time_that_grows_with_it_alone(tmp_path):
+    path = tmp_path / "rows.json"
+    rows = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(2000)]
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(rows, indent=1).encode())
+    copied = 0
+
+    class Counted(str):
+        def __getitem__(self, part):
+            nonlocal copied
+            copied += len(self)
+            return Counted(super().__getitem__(part))
+
+        def lstrip(self, signs=None):
+            return Counted(super().lstrip(signs))
+
+    class File:
+        def __init__(self, text):
+            self.text = text
+
+        def read(self, most):
+            return Counted(self.text.read(most))
+
+    whole = path.read_text("utf-8-sig")
+    with path.open(encoding="utf-8-sig") as text:
+        assert [row for _, row in files._array_rows(path, File(text))] == rows
+    assert copied <= 2 * len(whole)
+    assert [row for _, row in files._json_rows(path)] == rows
+
+
+def test_an_array_with_a_fault_is_not_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_CHARACTERS", 100)
+    path = tmp_path / "rows.json"
+    path.write_text('[{"a": 1}, {"b" 2}, ' + '{"a": 3}, ' * 1000 + "{}]")
+    with path.open() as text:
+        with pytest.raises(ConfigError, match="element 2: Expecting ':'"):
+            list(files._array_rows(path, text))
+        assert len(text.read()) > 9000

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.fuzzing.harness import Kind
 
-CASES = {"config": 1800, "data": 5800, "http": 1500, "model": 350, "report": 900}
+CASES = {"config": 1000, "data": 6500, "http": 1500, "model": 250, "report": 800}
 _MADE_BY = {
     "config": "configs:Configs",
     "data": "rows:Rows",

@@ -123,7 +123,7 @@ def near(rng: random.Random, value: Any) -> Any:
     """Another value of the kind that `value` is: what a typing error makes of it."""
     if isinstance(value, bool):
         return not value
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and abs(value) < 1e100:
         likely = [value + 1, value * 2, value / 2, str(value), max(1, round(value / 2))]
         return rng.choice(likely if rng.random() < 0.6 else [*NUMBERS, -value, value * 1000])
     if isinstance(value, str):
