@@ -106,3 +106,29 @@ def test_scores_are_those_of_the_model_alone(saved):
     )
     wanted = score_rows(model, alone, 256, "cpu")
     assert found == pytest.approx(wanted, abs=1e-5) and np.std(wanted) > 1e-3
+
+
+def test_rows_that_do_not_fit_memory_at_once_are_read_in_smaller_passes(saved):
+    folder, *_ = saved
+    texts = {
+        "messages": [json.dumps([{"role": "user", "content": " ".join(asked)}]) for asked in ASKED],
+        "response": [" ".join(answered) for answered in ANSWERED],
+    }
+    undisturbed = RewardReader(str(folder), "float32", None, 256).member_scores(pa.table(texts))
+    reader, passes = RewardReader(str(folder), "float32", None, 256), []
+
+    def little_memory(_, inputs):
+        passes.append(inputs[0].input_ids_T.numel())
+        if passes[-1] > room:
+            torch.empty(1 << 55, dtype=torch.uint8)
+
+    reader._model.register_forward_pre_hook(little_memory)
+    room = 64
+    assert reader.member_scores(pa.table(texts)) == pytest.approx(undisturbed, abs=1e-5)
+    assert passes[0] > room
+    passes.clear()
+    reader.member_scores(pa.table(texts))
+    assert max(passes) <= room, "the smaller size is kept"
+    room = 8
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        reader.member_scores(pa.table(texts))

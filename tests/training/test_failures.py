@@ -1,6 +1,7 @@
 """Memory that runs out, numbers that are none and a full disk each have their end, on all ranks."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -116,4 +117,4 @@ def test_a_row_that_fits_no_memory_ends_with_what_to_do(tmp_path):
     tiny_backbone(tmp_path / "model")
     run = {"stage": 0, "fail": "forward", "above": 4}
     said = launch(RANK, 1, {"row": run}, tmp_path, failing=True)
-    assert "RunStopped: out of memory, at 16 tokens" in said and "cannot be parted" in said
+    assert re.search(r"RunStopped: out of memory, at \d+ tokens .* cannot be parted", said), said
