@@ -36,6 +36,7 @@ from grm_ray.runtime import cluster
 from grm_ray.runtime.http_service import app
 from grm_ray.runtime.pool import Pool, PoolFailed
 from grm_ray.runtime.service import ScoringService, score_once
+from grm_ray.runtime.service_metrics import Measured
 from grm_ray.workers.scorer import Scorer
 
 TOKEN_FILE = "token"
@@ -76,7 +77,8 @@ def run(config: ServeJob, resume: bool = False) -> None:
                 served = app(
                     service, aggregate, names, " ".join(fingerprints), token, config.limits
                 )
-                _serve(config, served, service, folder)
+                measured = Measured(served, service, lambda: pool.replaced, config.name)
+                _serve(config, measured, service, folder)
             finally:
                 service.stop()
                 stop_scorers(pool)

@@ -61,11 +61,13 @@ class ScoringService(threading.Thread):
 
     Attributes:
         failed: why the service is over, None while it is not.
+        scored_rows: since it began.
     """
 
     def __init__(self, pool: Pool, rows_per_batch: int, most_rows: int, most_bytes: int) -> None:
         super().__init__(name="scoring service", daemon=True)
         self.failed: BaseException | None = None
+        self.scored_rows = 0
         self._pool, self._batch = pool, rows_per_batch
         self._most_rows, self._most_bytes = most_rows, most_bytes
         self._asked: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
@@ -74,6 +76,11 @@ class ScoringService(threading.Thread):
         self._suspected = False  # whether one of them is being tried
         self._deadly: OrderedDict[bytes, None] = OrderedDict()
         self._lock, self._rows, self._bytes, self._working = threading.Lock(), 0, 0, 0
+
+    @property
+    def waiting_rows(self) -> int:
+        """Of all requests under way."""
+        return self._rows
 
     def ask(self, rows: pa.Table) -> Future:
         """A future of the scores `(B, K)` of `ASKED` rows; it may hold `Refused` or `Busy`.
@@ -181,6 +188,7 @@ class ScoringService(threading.Thread):
             return
         scores_BK, reason = event.value
         if scores_BK is not None:
+            self.scored_rows += len(scores_BK)
             start = 0
             for request in batch:
                 end = start + request.rows.num_rows

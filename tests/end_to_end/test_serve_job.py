@@ -21,6 +21,7 @@ from grm_ray.models.backbone import load_tokenizer
 from grm_ray.models.checkpoint import load_reward_model
 from grm_ray.models.scoring import score_rows
 from tests.conftest import ROOT, finish, job
+from tests.end_to_end.exporter import asked_for, scrape
 from tests.end_to_end.test_ppo_job import descendants, wait_for
 
 CHAT = [{"role": "user", "content": "the cat sat"}]
@@ -116,6 +117,30 @@ def test_every_form_gives_the_model_s_own_scores(served, expected):
     chat = [*CHAT, {"role": "assistant", "content": TEXTS[1]}]
     status, found = ask(served, "/classify", {"messages": chat})
     assert found["data"][0]["probs"] == pytest.approx(scores[1:2], abs=1e-5)
+
+
+@pytest.mark.timeout(600)
+def test_its_figures_are_on_ray_s_prometheus_endpoint(served):
+    assert ask(served, "/score", rows())[0] == 200
+    assert ask(served, "/score", rows(), token="wrong-wrong-wrong")[0] == 401
+    wanted = {name for name in asked_for() if name.startswith("ray_grm_ray_serve_")}
+    assert len(wanted) == 5
+
+    def answered(found):
+        every = found.get("ray_grm_ray_serve_requests_total", [])
+        return {(one["path"], one["status"]) for one in every}
+
+    found, until = {}, time.monotonic() + 90
+    while ("/score", "401") not in answered(found) and time.monotonic() < until:
+        time.sleep(2)
+        found = scrape(served[0])
+    assert wanted <= found.keys(), sorted(found)
+    assert {("/score", "200"), ("/score", "401")} <= answered(found)
+    assert {(one["run"], one["job"]) for name in wanted for one in found[name]} == {
+        ("serve", "serve")
+    }
+    assert found["ray_grm_ray_serve_rows_total"][0]["value"] >= len(TEXTS)
+    assert found["ray_grm_ray_serve_waiting_rows"][0]["value"] == 0
 
 
 @pytest.mark.timeout(600)
