@@ -17,10 +17,19 @@ class Service(BaseHTTPRequestHandler):
     def do_POST(self):
         self.seen.append(self.headers["Authorization"])
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/moved":
+            self.send_response(302)
+            self.send_header("Location", "/reward")
+            self.end_headers()
+            return
         made = self.answer or {"rewards": [len(text) for text in asked["responses"]]}
         self.send_response(200)
         self.end_headers()
         self.wfile.write(json.dumps(made).encode())
+
+    def do_GET(self):
+        self.seen.append(self.headers["Authorization"])
+        self.send_error(404)
 
     def log_message(self, *_):
         pass
@@ -67,6 +76,15 @@ def test_a_token_goes_along_from_its_file_and_stands_in_no_message(url, tmp_path
     with pytest.raises(RuntimeError) as error:
         http(["a"], ["?"], url, token_file=str(file))
     assert "hunter2" not in str(error.value)
+
+
+def test_a_token_is_not_taken_to_where_a_redirection_leads(url, tmp_path, monkeypatch):
+    monkeypatch.setattr("grm_ray.runtime.http_rule.PAUSE_S", 0.0)
+    file = tmp_path / "token"
+    file.write_text("hunter2-hunter2")
+    with pytest.raises(RuntimeError, match="404"):
+        http(["a"], ["?"], url.replace("/reward", "/moved"), token_file=str(file))
+    assert Service.seen == ["Bearer hunter2-hunter2", None] * 4
 
 
 @pytest.mark.parametrize("held", ["", "a b", "a\nhunter2", "h\u00fcnter2"])
