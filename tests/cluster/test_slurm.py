@@ -19,7 +19,8 @@ from tests.conftest import ROOT
 SCRIPT = ROOT / "cluster" / "slurm.sbatch"
 MARK = "GRM_RAY_TEST_SLURM"
 JOB = 4242
-# Runs the command as often as it has tasks, here; a signal goes on to each, as Slurm's does.
+# Runs the command as often as it has tasks, here. A SIGTERM ends each task; Slurm's own srun then
+# kills every process of the step.
 SRUN = """
     #!/usr/bin/env bash
     tasks=1 pids=()
