@@ -78,7 +78,8 @@ def run(config: ServeJob, resume: bool = False) -> None:
                     service, aggregate, names, " ".join(fingerprints), token, config.limits
                 )
                 measured = Measured(served, service, lambda: pool.replaced, config.name)
-                _serve(config, measured, service, folder)
+                with contextlib.closing(measured):
+                    _serve(config, measured, service, folder)
             finally:
                 service.stop()
                 stop_scorers(pool)

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ray.util.metrics import Counter, Gauge, Histogram
+from ray.util.metrics import Counter, Histogram
 
+from grm_ray.runtime.gauges import Gauges
 from grm_ray.runtime.service import ScoringService
 
 _FORMS = ("/score", "/get_reward", "/classify")
@@ -44,8 +45,7 @@ class Measured:
             Counter, "requests", "answered, by status; 4xx and 5xx: refused", ("path", "status")
         )
         self._rows = made(Counter, "rows", "scored")
-        self._waiting = made(Gauge, "waiting_rows", "rows of requests under way")
-        self._deaths = made(Gauge, "deaths", "scorers that died and were replaced")
+        self._gauges = Gauges(tags)
         self._seconds = made(
             Histogram, "seconds", "from a request's head to its answer", boundaries=_SECONDS
         )
@@ -73,9 +73,13 @@ class Measured:
                 self._seconds.observe(time.perf_counter() - began)
             self._note_service()
 
+    def close(self) -> None:
+        self._gauges.close()
+
     def _note_service(self) -> None:
-        self._waiting.set(self._service.waiting_rows)
-        self._deaths.set(self._replaced())
+        waiting, deaths = self._service.waiting_rows, self._replaced()
+        self._gauges.set("grm_ray_serve_waiting_rows", waiting, "rows of requests under way")
+        self._gauges.set("grm_ray_serve_deaths", deaths, "scorers that died and were replaced")
         scored = self._service.scored_rows
         if scored > self._rows_seen:
             self._rows.inc(scored - self._rows_seen)

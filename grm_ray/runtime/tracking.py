@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from grm_ray.runtime.disk import writing
-from grm_ray.runtime.views import MAKERS, RayGauges, View, ray_is_up
+from grm_ray.runtime.gauges import ray_is_up
+from grm_ray.runtime.views import MAKERS, RayGauges, View
 
 logger = logging.getLogger(__name__)
 

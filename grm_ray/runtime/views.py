@@ -7,12 +7,13 @@ and imports its library only then.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
+
+from grm_ray.runtime.gauges import Gauges
 
 
 class View(Protocol):
@@ -30,21 +31,14 @@ class RayGauges:
     """
 
     def __init__(self, tags: dict[str, str]) -> None:
-        self._tags = tags
-        self._gauges: dict[str, Any] = {}
+        self._gauges = Gauges(tags)
 
     def write(self, step: int, at: float, values: dict[str, float]) -> None:
-        from ray.util.metrics import Gauge
-
         for key, value in {**values, "step": float(step)}.items():
-            if key not in self._gauges:
-                gauge = Gauge(gauge_name(key), description=key, tag_keys=tuple(self._tags))
-                gauge.set_default_tags(self._tags)
-                self._gauges[key] = gauge
-            self._gauges[key].set(value)
+            self._gauges.set(gauge_name(key), value, key)
 
     def close(self) -> None:
-        self._gauges.clear()
+        self._gauges.close()
 
 
 class TensorBoard:
@@ -122,12 +116,6 @@ MAKERS: dict[str, Callable[[Path, dict[str, str], int | None], View]] = {
 def gauge_name(key: str) -> str:
     """`objective/kl` -> `grm_ray_objective_kl`: what Prometheus allows in a name."""
     return "grm_ray_" + re.sub(r"[^a-zA-Z0-9_]", "_", key)
-
-
-def ray_is_up() -> bool:
-    """Whether this process is part of a Ray cluster; imports nothing to find out."""
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
 
 
 def _config(run_dir: Path) -> dict[str, Any]:

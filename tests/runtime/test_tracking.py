@@ -150,7 +150,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def test_metrics_reach_the_prometheus_endpoint_of_ray_without_its_dashboard(tmp_path):
+def test_metrics_reach_and_stay_on_the_prometheus_endpoint_of_ray(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     if ray.is_initialized():
         pytest.skip("another test holds Ray in this process")
@@ -162,7 +162,9 @@ def test_metrics_reach_the_prometheus_endpoint_of_ray_without_its_dashboard(tmp_
         _metrics_export_port=port,
         log_to_driver=False,
         logging_level="ERROR",
+        _system_config={"metrics_report_interval_ms": 1000},
     )
+    monkeypatch.setattr("grm_ray.runtime.gauges.AGAIN_S", 0.3)
     try:
         tracker = Tracker(tmp_path, TAGS, [])
         tracker.log({"step": 3, "objective/kl": 1.25, "loss/value": math.nan})
@@ -170,6 +172,8 @@ def test_metrics_reach_the_prometheus_endpoint_of_ray_without_its_dashboard(tmp_
         while "objective_kl" not in found and time.monotonic() < deadline:
             time.sleep(0.5)
             found = scrape(port)
+        time.sleep(6)  # Ray keeps a gauge for two reports, 2 s here
+        found = scrape(port)
         tracker.close()
     finally:
         ray.shutdown()
