@@ -258,6 +258,7 @@ class _Driver:
 
     def _one_step(self) -> dict[str, Any]:
         number, since, synced = self._step + 1, time.perf_counter(), self._ahead.sync_seconds
+        busy = self._stream.learners_busy_s
         gathering, prompts = self._ahead.take(number)
         self._stream.gather(gathering, self._progress(number, len(prompts)), self._ahead.advance)
         step = gathering.step
@@ -317,6 +318,7 @@ class _Driver:
             "rows_per_second": len(prompts) / seconds,
             "rows_refused": sum(row["refused"] is not None for row in step.rows.values()),
             **self._cast.figures(),
+            "learner/busy_share": (self._stream.learners_busy_s - busy) / seconds,
             "policy_version": [self._ahead.version.incarnation, self._ahead.version.step],
             "staleness": number - 1 - float(step.column("version").mean()),
             **step.phases(since),

@@ -17,11 +17,15 @@ class Stream:
     Args:
         timeout_s: seconds without a word from anyone that end the run, or the learner's group;
             scorers and engines that are silent are the pools' concern.
+
+    Attributes:
+        learners_busy_s: seconds in which the driver waited, and learner ranks owed it something.
     """
 
     def __init__(self, cast: PpoCast, timeout_s: float) -> None:
         self._cast, self._timeout = cast, timeout_s
         self._active: list[Gathering] = []
+        self.learners_busy_s = 0.0
 
     @property
     def idle(self) -> bool:
@@ -79,7 +83,9 @@ class Stream:
             evaluations = {id(ref): (ref, g) for g in self._active for ref in g.evaluations}
             of_learners = [*(ref for ref, _ in evaluations.values()), *others]
             waiting = [*rollouts.waitables(), *scorers.waitables(), *of_learners]
+            began = transport.now()
             ready = transport.wait(waiting, 1.0)
+            self.learners_busy_s += transport.now() - began if of_learners else 0.0
             if ready or rollouts.busy or scorers.busy:
                 heard = transport.now()
             elif transport.now() - heard > self._timeout:
