@@ -34,6 +34,7 @@ from grm_ray.reporting.document import put
 from grm_ray.runtime import cluster, timeline
 from grm_ray.runtime.placement import Bundle
 from grm_ray.runtime.pool import Event, PoolFailed, Work
+from grm_ray.runtime.tracking import Tracker
 from grm_ray.workers.encoder import start_encoder
 
 # What the shards of a run were made with; a resumption compares.
@@ -115,10 +116,12 @@ def _sample(
     with cluster.placement_group(wanted) as placed:
         print("starting workers (vLLM takes about a minute)", flush=True)
         cast = Cast(config, folder, policy, placed, wanted, list(fingerprints.values()))
+        tracker = Tracker(folder, {"run": config.name, "job": "bon"}, list(config.tracking))
         try:
             cast.wait()
-            _Sampling(config, folder, cast, policy).run(first, todo)
+            _Sampling(config, folder, cast, policy, tracker, len(there)).run(first, todo)
         finally:
+            tracker.close()
             cast.close()
             timeline.merge(folder)
 
@@ -128,10 +131,23 @@ class _Sampling:
 
     An engine holds two, so that it is busy while the longest answers of one are still being
     written; two more may wait for their scores.
+
+    Args:
+        written: shards that are there already.
     """
 
-    def __init__(self, config: BestOfNJob, folder: Path, cast: Cast, policy: str) -> None:
+    def __init__(
+        self,
+        config: BestOfNJob,
+        folder: Path,
+        cast: Cast,
+        policy: str,
+        tracker: Tracker,
+        written: int,
+    ) -> None:
         self._config, self._folder, self._cast = config, folder, cast
+        self._tracker, self._written = tracker, written
+        self._since = time.perf_counter()
         self._most = 2 * config.workers.rollout.count + 2
         self._under_way: list[Shard] = []
         self._prompts: dict[int, list[Prompt]] = {}  # of the shards under way, by number
@@ -248,5 +264,19 @@ class _Sampling:
             shard.write(self._folder, batches)
             self._under_way.remove(shard)
             del self._prompts[shard.number]
-            now = time.strftime("%H:%M:%S")
-            print(f"{now}  shard {shard.number}: {shard.answers} answers", flush=True)
+            self._tell(shard)
+
+    def _tell(self, shard: Shard) -> None:
+        """A line for whoever looks on, and figures, by the number of shards, for the dashboard."""
+        before, self._since = self._since, time.perf_counter()
+        self._written += 1
+        self._tracker.log(
+            {
+                "step": self._written,
+                "rows_per_second": shard.answers / max(1e-9, self._since - before),
+                **self._cast.rollouts.figures(),
+                **self._cast.scorers.figures(),
+            }
+        )
+        at = time.strftime("%H:%M:%S")
+        print(f"{at}  shard {shard.number}: {shard.answers} answers", flush=True)

@@ -9,7 +9,6 @@ references and reads per-row metadata; of the rows themselves it reads the text 
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import shutil
 import time
@@ -27,6 +26,7 @@ from grm_ray.drivers.checks import bundles_of, check
 from grm_ray.drivers.groups import fetch
 from grm_ray.drivers.ppo_ahead import Ahead
 from grm_ray.drivers.ppo_canaries import Canaries, Canary, read_canaries
+from grm_ray.drivers.ppo_figures import row_figures, warnings
 from grm_ray.drivers.ppo_guard import Watch
 from grm_ray.drivers.ppo_held_out import HeldOut, save_samples, true_rewards
 from grm_ray.drivers.ppo_prompts import fingerprint, read_prompts
@@ -38,6 +38,7 @@ from grm_ray.drivers.readable import check_readable, readers
 from grm_ray.drivers.recovery import keep_going
 from grm_ray.drivers.refused import Refused
 from grm_ray.drivers.run_folder import check_room, next_incarnation, open_run, saved_state
+from grm_ray.drivers.states import States
 from grm_ray.drivers.updates import Updates
 from grm_ray.models import backbone
 from grm_ray.models.checkpoint import check_reward_model, model_identity
@@ -52,10 +53,6 @@ from grm_ray.runtime.tracking import Tracker
 from grm_ray.study.intervals import paired_difference
 from grm_ray.training.policy_loss import ENGINE_GAP, PolicyLoss
 from grm_ray.workers.encoder import start_encoder
-
-# Mean difference of the engine's and the learner's log-prob of a token; rounding in bfloat16 gives
-# a few hundredths.
-GAP_TO_WARN = 0.2
 
 
 def run(config: PpoJob, resume: bool = False) -> Path:
@@ -144,6 +141,9 @@ class _Driver:
         )
         self._watch = Watch(config.guard)
         self._refused = Refused(folder)
+        self._learned = States(
+            {"kl": self._kl, "rewards": self._rewards.pipeline, "watch": self._watch}
+        )
         self._incarnation = next_incarnation(folder)
         self._updates = Updates("ppo.optimizer", config.ppo.optimizer.tokens_per_micro_batch)
         self._step = 0  # updates made
@@ -191,7 +191,7 @@ class _Driver:
         )
         self._cast.wait()
         self._rewards.prepare(self._prompts, self._ids, *held_out_prompts)
-        self._at_start = self._state()
+        self._at_start = self._learned.state_dict()
         if saved is not None:
             self._restore(*saved, self._incarnation)
 
@@ -299,26 +299,15 @@ class _Driver:
         kl = float(step.column("kl").mean())
         if number > self._config.ppo.critic_warmup:  # before, the policy could not have moved
             self._kl.update(kl, len(prompts))
-        lengths = step.column("length")
-        seconds = ended - since
         metrics = {
             "step": self._step,
-            "reward": float(proxy.mean()),
-            "reward_std": float(proxy.std()),
-            "reward_normalized": float(rewards.mean()),
+            **row_figures(step, proxy, rewards, ended - since),
             **self._rewards.figures(step, columns),
-            "true_reward": step.mean("true_reward"),
+            **self._cast.figures(),
+            "learner/busy_share": (self._stream.learners_busy_s - busy) / (ended - since),
             "objective/kl": kl,
             "objective/kl_coefficient": penalty,
-            "response_length": float(lengths.mean()),
-            "finished": float(step.column("finished").mean()),
-            "policy/entropy": float(step.column("entropy").sum() / lengths.sum()),
             "engine_gap": learned.pop(ENGINE_GAP, float(gap)),
-            "tokens_per_second": float(lengths.sum()) / seconds,
-            "rows_per_second": len(prompts) / seconds,
-            "rows_refused": sum(row["refused"] is not None for row in step.rows.values()),
-            **self._cast.figures(),
-            "learner/busy_share": (self._stream.learners_busy_s - busy) / seconds,
             "policy_version": [self._ahead.version.incarnation, self._ahead.version.step],
             "staleness": number - 1 - float(step.column("version").mean()),
             **step.phases(since),
@@ -326,20 +315,10 @@ class _Driver:
             "phase/sync": self._ahead.sync_seconds - synced,
             **learned,
         }
-        if not metrics["rows_learned"]:
-            self._table.message(
-                f"step {self._step}: no answer ended before rollout.max_new_tokens, and "
-                "ppo.mask_unfinished leaves none to learn from; the policy is as it was"
-            )
-        # Rows of older weights differ for that reason.
-        if metrics["engine_gap"] > GAP_TO_WARN and not metrics["staleness"]:
-            self._table.message(
-                f"step {self._step}: engine and learner differ by {metrics['engine_gap']:.2f} nats "
-                "a token; the two do not run the same model"
-            )
-        metrics["phase/other"] = max(
-            0.0, seconds - sum(v for k, v in metrics.items() if k.startswith("phase/"))
-        )
+        phases = sum(value for key, value in metrics.items() if key.startswith("phase/"))
+        metrics["phase/other"] = max(0.0, ended - since - phases)
+        for line in warnings(metrics):
+            self._table.message(line)
         return metrics
 
     def _progress(self, number: int, rows: int) -> Callable[[int], None]:
@@ -373,22 +352,13 @@ class _Driver:
         self._table.message(f"policy {target} (step {self._step})")
 
     def _snapshot(self, part: Path) -> dict[str, Any]:
-        hashes = self._cast.learners.call("save", str(part / "learner"), self._state())
+        hashes = self._cast.learners.call("save", str(part / "learner"), self._learned.state_dict())
         return {
             "identity": self._identity,
             "config": self._config.model_dump(mode="json"),
             "hashes": hashes,
             "best": self._best,
         }
-
-    def _state(self) -> dict[str, Any]:
-        """What the driver itself has learned on the way."""
-        parts = {
-            "kl": self._kl.state_dict(),
-            "rewards": self._rewards.pipeline.state_dict(),
-            "watch": self._watch.state_dict(),
-        }
-        return copy.deepcopy(parts)
 
     def _restore(self, path: Path, state: dict[str, Any], incarnation: int) -> None:
         """Go on after the checkpoint's step."""
@@ -412,10 +382,7 @@ class _Driver:
 
     def _go_on_after(self, step: int, state: dict[str, Any], incarnation: int) -> None:
         """The driver as it was after `step`; the learner is so already."""
-        state = copy.deepcopy(state)
-        self._kl.load_state_dict(state["kl"])
-        self._rewards.pipeline.load_state_dict(state["rewards"])
-        self._watch.load_state_dict(state["watch"])
+        self._learned.load_state_dict(state)
         self._step = step
         self._ledger.cut_after(step)
         self._tracker.resume(step or -1)  # from the start the first evaluation is made again
