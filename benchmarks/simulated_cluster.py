@@ -25,6 +25,7 @@ from ray.exceptions import RayActorError
 from grm_ray.data.tables import SCORES
 from grm_ray.drivers.groups import RankDied
 from grm_ray.runtime.pool import Pool
+from grm_ray.runtime.transport import AT_ONCE
 from grm_ray.runtime.weights import Version
 
 
@@ -120,7 +121,7 @@ class SimulatedTransport:
         while True:
             if self._ready:
                 watched = watched or {id(ref) for ref in refs}
-                found = [r for r in self._ready.values() if id(r) in watched][:64]
+                found = [r for r in self._ready.values() if id(r) in watched][:AT_ONCE]
                 if found:
                     for ref in found:
                         del self._ready[id(ref)]

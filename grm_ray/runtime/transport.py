@@ -12,8 +12,9 @@ from typing import Any
 
 import ray
 
-# Of what is ready, so much is taken at once: a wait costs as much for one as for some.
-AT_ONCE = 64
+# Of what is ready, so much is taken at once: a wait goes through all references, and costs as much
+# for one as for many.
+AT_ONCE = 512
 
 
 class RayTransport:
