@@ -83,6 +83,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
 
 def _dry_run(config: Any, cluster: str | None) -> None:
     from grm_ray.drivers.checks import check
+    from grm_ray.drivers.footprint_text import described
     from grm_ray.drivers.readable import rehearse
     from grm_ray.runtime.placement import declared, this_machine
 
@@ -92,6 +93,8 @@ def _dry_run(config: Any, cluster: str | None) -> None:
         rehearse(config)
     print(f"{config.job} job '{config.name}': the config is valid")
     print(plan)
+    if said := described(config, plan.placed, here=cluster is None):
+        print(said)
 
 
 def _interrupt(*_: Any) -> NoReturn:

@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import Field
 
 from grm_ray.config.load import ConfigError, load
-from grm_ray.config.schema import Count, Cpus, Section, Workers
+from grm_ray.config.schema import Count, Cpus, Rate, Section, Workers
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,33 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Node:
+    """`memory` and `gpu_memory` (of each GPU) in bytes, `gpu_flops`, `gpu_bandwidth` a second;
+    None: not known."""
+
     name: str
     cpus: float
     gpus: float
+    memory: float | None = None
+    gpu_memory: float | None = None
+    gpu_flops: float | None = None
+    gpu_bandwidth: float | None = None
 
     def __str__(self) -> str:
         return f"{self.name} ({self.cpus:g} CPU, {self.gpus:g} GPU)"
 
 
 class DeclaredNode(Section):
+    """Memory in GiB, of the machine and of each GPU; what a GPU reaches in plain matrix products
+    (TFLOP/s) and in reading its memory (GB/s). Left out, `--dry-run` says nothing of it."""
+
     name: str
     cpus: Cpus
     gpus: Annotated[int, Field(ge=0, le=1024)] = 0
     count: Count = 1
+    memory_gb: Rate | None = None
+    gpu_memory_gb: Rate | None = None
+    gpu_tflops: Rate | None = None
+    gpu_bandwidth: Rate | None = None
 
 
 class DeclaredCluster(Section):
@@ -66,7 +80,16 @@ def declared(path: Path) -> list[Node]:
     for node in load(DeclaredCluster, path, what="cluster").nodes:
         for i in range(node.count):
             name = node.name if node.count == 1 else f"{node.name}-{i}"
-            nodes.append(Node(name, node.cpus, node.gpus))
+            scaled = (
+                None if given is None else given * unit
+                for given, unit in (
+                    (node.memory_gb, 2**30),
+                    (node.gpu_memory_gb, 2**30),
+                    (node.gpu_tflops, 1e12),
+                    (node.gpu_bandwidth, 1e9),
+                )
+            )
+            nodes.append(Node(name, node.cpus, node.gpus, *scaled))
     return nodes
 
 
@@ -79,7 +102,16 @@ def this_machine() -> Node:
         if limit != "max":
             cpus = min(cpus, max(1.0, int(limit) / int(period)))
     gpus = len([p for p in Path("/dev").glob("nvidia[0-9]*") if p.name[6:].isdigit()])
-    return Node("this machine", cpus, gpus)
+    return Node("this machine", cpus, gpus, _memory())
+
+
+def _memory() -> float:
+    """Bytes that processes here may take together."""
+    memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and (most := limit.read_text().strip()) != "max":
+        memory = min(memory, float(most))
+    return memory
 
 
 def bundles(roles: dict[str, Workers], share: Sequence[str] = ()) -> list[Bundle]:
