@@ -2,6 +2,8 @@
 
 import subprocess
 
+import pytest
+
 from tests.conftest import finish, job, rows
 from tests.end_to_end.conftest import rm_config
 
@@ -20,6 +22,7 @@ def test_updates_that_are_no_numbers_end_the_run(tmp_path, tiny_model, tiny_data
     assert [m["skipped_updates"] for m in metrics if m["step"]] == [0, 1, 1], output
 
 
+@pytest.mark.slow
 def test_a_disk_too_full_for_the_model_fails_the_run_and_resume_saves_it(
     tmp_path, tiny_model, tiny_data, small_disk
 ):

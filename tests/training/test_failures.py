@@ -34,26 +34,39 @@ STUCK = {"stage 2": "backward", "stage 3": "forward"}
 NUMBERS = {(2, name, number): KINDS[name] for name in KINDS for number in ("nan", "inf")}
 
 
+# The others take minutes, and are slow.
+QUICK = {(1, "stage 0", "forward"), (2, "stage 1", "backward"), (2, "stage 2", "nan")}
+
+
 def named(world, name, what):
     return f"{world} {name} {what}"
 
 
+def each(keys):
+    """`keys` as parameters, slow but for the quick ones."""
+    marks = {key: () if key in QUICK else pytest.mark.slow for key in keys}
+    return [pytest.param(key, id=named(*key), marks=mark) for key, mark in marks.items()]
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """What came of every run, by name, of each rank."""
+def results(tmp_path_factory, request):
+    """What came of every run that a chosen test asks for, by name, of each rank."""
+    calls = [getattr(item, "callspec", None) for item in request.session.items]
+    wanted = {call.params["key"] for call in calls if call is not None and "key" in call.params}
     folder = tmp_path_factory.mktemp("failures")
     tiny_backbone(folder / "model")
     for world in (1, 2):
-        runs = {named(world, name, "alone"): run for name, run in KINDS.items()}
+        alone = {name for of, name, _ in wanted if of == world} | {"stage 0"}
+        runs = {named(world, name, "alone"): KINDS[name] for name in sorted(alone)}
         runs |= {
             named(*key): {**run, "fail": key[2], "above": ABOVE}
             for key, run in FAILS.items()
-            if key[0] == world
+            if key[0] == world and key in wanted
         }
         runs |= {
             named(*key): {**run, "number": key[2]}
             for key, run in NUMBERS.items()
-            if key[0] == world
+            if key[0] == world and key in wanted
         }
         if world == 2:
             runs["2 disk"] = {"stage": 2, "disk": True}
@@ -63,7 +76,7 @@ def results(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("key", FAILS, ids=lambda key: named(*key))
+@pytest.mark.parametrize("key", each(FAILS))
 def test_a_micro_batch_that_does_not_fit_is_halved_and_counts_once(results, key):
     world, kind, _ = key
     name, alone = named(*key), named(world, kind, "alone")
@@ -85,7 +98,7 @@ def test_a_micro_batch_that_does_not_fit_is_halved_and_counts_once(results, key)
     assert start.keys() == results[name].keys()
 
 
-@pytest.mark.parametrize("key", NUMBERS, ids=lambda key: named(*key))
+@pytest.mark.parametrize("key", each(NUMBERS))
 def test_a_loss_that_is_no_number_changes_no_weight_on_any_rank(results, key):
     runs = [results[f"{named(*key)}-{rank}"]["made"] for rank in range(2)]
     for made in runs:
@@ -104,6 +117,7 @@ def test_a_checkpoint_that_one_rank_cannot_write_stops_none(results):
         assert run["again"] == run["hashes"], "the one written next reads back"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", STUCK)
 def test_ranks_that_wait_for_one_that_has_no_memory_are_told_what_to_set(tmp_path, kind):
     tiny_backbone(tmp_path / "model")
