@@ -29,7 +29,8 @@ sys.path.insert(0, str(ROOT))
 from tests.fuzzing.harness import outcome
 from tests.fuzzing.kinds import CASES, kind_of
 
-SECONDS = 60  # for one case; twice that ends the process, should the case not let go
+SECONDS = 30  # of work on one case
+PATIENCE = 600  # of any kind; then the process ends, should the case only wait or not let go
 SHARE = 1300  # cases of one process, which lays out its material first
 MEMORY = 16 << 30  # of address space
 
@@ -45,7 +46,7 @@ def work(kind: str, seed: int, cases: range, seconds: float, log: str) -> None:
         for case in cases:
             told.write(json.dumps({"begun": case}) + "\n")
             told.flush()
-            faulthandler.dump_traceback_later(2 * seconds, exit=True)
+            faulthandler.dump_traceback_later(PATIENCE, exit=True)
             found, why = outcome(made, kind, seed, case, seconds)
             faulthandler.cancel_dump_traceback_later()
             told.write(json.dumps({"case": case, "outcome": found, "why": why}) + "\n")
@@ -80,7 +81,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=sorted(CASES), help="this one alone")
     parser.add_argument("--case", type=int, help="this one alone, of --kind")
     parser.add_argument("--cases", type=int, help="of each kind, in place of the usual numbers")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="that a case may take")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of work on one case")
     parser.add_argument(
         "--beside", type=int, default=len(os.sched_getaffinity(0)), help="processes at once"
     )

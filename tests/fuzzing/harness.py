@@ -49,7 +49,7 @@ def outcome(kind: Kind, name: str, seed: int, case: int, seconds: float = 20) ->
         with contextlib.chdir(kind.folder), _within(seconds):
             return kind.attempt(random.Random(f"{name} {seed} {case}")), ""
     except Hang:
-        return "hang", f"not done within {seconds:g} s:\n{traceback.format_exc()[-1500:]}"
+        return "hang", f"not done after {seconds:g} s of work:\n{traceback.format_exc()[-1500:]}"
     except Broken as broken:
         return "wrong", str(broken)[-3000:]
     except BaseException as error:  # noqa: BLE001 - that there is none is what is tested
@@ -103,13 +103,15 @@ def require(right: bool, what: str) -> None:
 
 @contextlib.contextmanager
 def _within(seconds: float) -> Iterator[None]:
+    """`Hang` after so much time at work: on a machine that others keep busy, waiting is no sign."""
+
     def over(*_: Any) -> NoReturn:
         raise Hang
 
-    before = signal.signal(signal.SIGALRM, over)
-    timer, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGPROF, over)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, timer)  # the test's own, where there is one
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
