@@ -205,7 +205,7 @@ def test_what_a_stage_refuses_is_refused_before_the_run(keys, message):
         ({"path": "a", "stages": ["rule"]}, "have a rule"),
         ({"members": {"a": "x", "b": "x"}}, "never disagree"),
         ({"path": "a", "stages": [{"stage": "missing_eos", "penalty": math.inf}]}, "reckon"),
-        ({"path": ""}, "at least 1 character"),
+        ({"path": ""}, "an empty path"),
     ],
 )
 def test_sections_that_contradict_themselves_are_refused(keys, message):

@@ -51,7 +51,8 @@ def each(keys):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, request):
     """What came of every run that a chosen test asks for, by name, of each rank."""
-    calls = [getattr(item, "callspec", None) for item in request.session.items]
+    here = [item for item in request.session.items if item.path == request.path]
+    calls = [getattr(item, "callspec", None) for item in here]
     wanted = {call.params["key"] for call in calls if call is not None and "key" in call.params}
     folder = tmp_path_factory.mktemp("failures")
     tiny_backbone(folder / "model")
