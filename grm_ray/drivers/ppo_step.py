@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from grm_ray.config.ends import RunStopped
 from grm_ray.data.packing import by_key
 from grm_ray.drivers.groups import RankDied
 from grm_ray.drivers.ppo_workers import PpoCast
@@ -148,8 +149,14 @@ class Gathering:
             )
 
     def on_generated(self, event: Event) -> None:
-        """A rollout worker streamed a batch, or died with what it had."""
+        """A rollout worker streamed a batch, or died with what it had.
+
+        Raises:
+            RunStopped: the table of prompts is lost, from which everything is made.
+        """
         step = self.step
+        if event.kind == "gone":
+            raise RunStopped("the table of prompts went with the machine that held it")
         if event.kind == "lost":
             lacking = set(step.ledger.lacking(GENERATED))
             again = [u for u in event.work.payload[1] if u in lacking]
