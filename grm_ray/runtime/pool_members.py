@@ -79,7 +79,9 @@ class Members:
         self._all = [Member(slot) for slot in range(count)]
         # References are told apart by what they are, not by what they equal: generators have no
         # equality of their own. They are held here, so that no id is used again.
-        self._watched: dict[int, tuple[Any, Member, Piece | None]] = {}
+        # They stand apart from whose they are, since the list of all is wanted for every wait.
+        self._refs: dict[int, Any] = {}
+        self._owner: dict[int, tuple[Member, Piece | None]] = {}
         self._at: dict[int, list[tuple[Member, Piece]]] = {}  # work -> who is at it
         # Those who serve, by pieces in hand, each in the order in which it came to hold so many.
         # Suspects stand behind all others.
@@ -92,12 +94,11 @@ class Members:
         return iter(self._all)
 
     def waitables(self) -> list[Any]:
-        return [ref for ref, _, _ in self._watched.values()]
+        return list(self._refs.values())
 
     def find(self, ref: Any) -> tuple[Member, Piece | None] | None:
         """Whose reference it is, and of which piece; None: of the worker's start."""
-        found = self._watched.get(id(ref))
-        return None if found is None else found[1:]
+        return self._owner.get(id(ref))
 
     def free(self) -> Member | None:
         """Of the least busy the one that has been so for longest; suspects come last.
@@ -141,12 +142,12 @@ class Members:
 
     def watch_ready(self, member: Member, ref: Any) -> None:
         """It serves at the earliest when `ref` is there."""
-        self._watched.pop(id(member.ready_ref), None)
+        self._unwatch(member.ready_ref)
         member.ready_ref = ref
-        self._watched[id(ref)] = ref, member, None
+        self._watch(ref, member, None)
 
     def serves(self, member: Member) -> None:
-        self._watched.pop(id(member.ready_ref), None)
+        self._unwatch(member.ready_ref)
         self.sort_in(member)
 
     def give(self, member: Member, piece: Piece) -> None:
@@ -154,7 +155,7 @@ class Members:
             member.heard = self._now()
             self._busy_from[member.slot] = member.heard
         member.pieces.append(piece)
-        self._watched[id(piece.ref)] = piece.ref, member, piece
+        self._watch(piece.ref, member, piece)
         self._at.setdefault(id(piece.work), []).append((member, piece))
         self.sort_in(member)
 
@@ -174,7 +175,7 @@ class Members:
         if member.pieces:
             self._busy_s += self._now() - self._busy_from.pop(member.slot)
         member.pieces = []
-        self._watched.pop(id(member.ready_ref), None)
+        self._unwatch(member.ready_ref)
         self.sort_in(member)
         return lost
 
@@ -193,9 +194,17 @@ class Members:
             self._place[member.slot] = place
 
     def _forget(self, piece: Piece) -> None:
-        self._watched.pop(id(piece.ref), None)
+        self._unwatch(piece.ref)
         others = [x for x in self._at[id(piece.work)] if x[1] is not piece]
         if others:
             self._at[id(piece.work)] = others
         else:
             del self._at[id(piece.work)]
+
+    def _watch(self, ref: Any, member: Member, piece: Piece | None) -> None:
+        self._refs[id(ref)] = ref
+        self._owner[id(ref)] = member, piece
+
+    def _unwatch(self, ref: Any) -> None:
+        self._refs.pop(id(ref), None)
+        self._owner.pop(id(ref), None)
