@@ -8,6 +8,7 @@ from tests.conftest import finish, job, rows
 from tests.end_to_end.conftest import rm_config
 
 
+@pytest.mark.slow
 def test_updates_that_are_no_numbers_end_the_run(tmp_path, tiny_model, tiny_data):
     """The first update throws the weights so far that no later loss is a number."""
     training = {"pairs_per_step": 9, "optimizer": {"learning_rate": 1.0e30}}
