@@ -50,9 +50,9 @@ def validate(schema: type[J], raw: dict[str, Any], origin: str) -> J:
     try:
         return schema.model_validate(raw)
     except ValidationError as error:
-        found = error.errors()
-        lines = [f"{origin}: {_explain(schema, item)}" for item in found[:_TOLD]]
-        more = [f"{origin}: and {len(found) - _TOLD} more"] if len(found) > _TOLD else []
+        wrong = error.errors()
+        lines = [f"{origin}: {_explain(schema, item)}" for item in wrong[:_TOLD]]
+        more = [f"{origin}: and {len(wrong) - _TOLD} more"] if len(wrong) > _TOLD else []
         raise ConfigError("\n".join([*lines, *more])) from None
 
 
