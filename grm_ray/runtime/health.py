@@ -66,7 +66,8 @@ class Patience:
     """How long a worker with work may be silent before it is SUSPECT.
 
     Some times what its like need: the median, over workers, of each one's longest recent silence.
-    A minority of slow workers does not move it.
+    A minority of slow workers does not move it. The first silence of a worker does not count: what
+    it does first takes longer than all that follows.
 
     Args:
         factor: how many times.
@@ -78,14 +79,19 @@ class Patience:
         self._factor, self._least = factor, at_least_s
         self._silences: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=recent))
         self._allowed: float | None = math.inf
+        self._warm: set[int] = set()
 
     def note(self, slot: int, seconds: float) -> None:
         """The worker in `slot` was silent for so long, and then said something."""
+        if slot not in self._warm:
+            self._warm.add(slot)
+            return
         self._silences[slot].append(seconds)
         self._allowed = None
 
     def forget(self, slot: int) -> None:
         """Another worker takes that place."""
+        self._warm.discard(slot)
         self._silences.pop(slot, None)
         self._allowed = None
 

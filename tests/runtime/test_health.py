@@ -49,12 +49,19 @@ def test_a_retired_place_stays_empty(signs):
             after(state, sign)
 
 
+def warm(patience, slots):
+    for slot in range(slots):
+        patience.note(slot, 1000.0)
+    return patience
+
+
 def test_nothing_is_too_long_while_nothing_is_known():
     assert Patience().allowed_s == math.inf
+    assert warm(Patience(), 3).allowed_s == math.inf
 
 
 def test_a_minority_of_slow_workers_does_not_move_what_is_allowed():
-    patience = Patience(factor=2.0, at_least_s=0.5)
+    patience = warm(Patience(factor=2.0, at_least_s=0.5), 4)
     for slot in range(4):
         for seconds in (0.5, 1.0, 0.25):
             patience.note(slot, seconds * (10 if slot == 3 else 1))
@@ -64,7 +71,7 @@ def test_a_minority_of_slow_workers_does_not_move_what_is_allowed():
 
 
 def test_old_silences_are_forgotten_and_short_ones_have_a_floor():
-    patience = Patience(factor=2.0, at_least_s=1.5, recent=3)
+    patience = warm(Patience(factor=2.0, at_least_s=1.5, recent=3), 1)
     patience.note(0, 60.0)
     assert patience.allowed_s == 120.0
     for _ in range(3):
