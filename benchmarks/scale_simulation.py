@@ -15,8 +15,8 @@ from machine import ROOT, finish
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.simulated_cluster import Speeds
-from benchmarks.simulated_run import run
+from benchmarks.parts.simulated_cluster import Speeds
+from benchmarks.parts.simulated_run import run
 
 
 def main() -> None:

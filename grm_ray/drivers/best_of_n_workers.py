@@ -13,7 +13,7 @@ from grm_ray.config.registry import is_path
 from grm_ray.models.checkpoint import local_folder
 from grm_ray.runtime import cluster
 from grm_ray.runtime.placement import Bundle
-from grm_ray.runtime.pool import Pool, PoolFailed
+from grm_ray.runtime.pool import Pool, must_show
 from grm_ray.runtime.transport import RayTransport
 from grm_ray.workers.rollout import RolloutWorker
 from grm_ray.workers.scorer import Scorer
@@ -38,7 +38,7 @@ class Cast:
         self._config, self._folder, self._policy = config, folder, policy
         self._placed, self._wanted = placed, wanted
         workers = config.workers
-        self._fingerprints, self.transport = fingerprints, RayTransport()
+        self.transport = RayTransport()
         self.rollouts = Pool(
             "rollout",
             self._spawn_rollout,
@@ -50,7 +50,7 @@ class Cast:
             "scorer",
             self._spawn_scorer,
             workers.scorer.count,
-            admit=self._has_the_models,
+            admit=must_show(fingerprints),
             say=_say,
             dead_s=config.timeout_s,
         )
@@ -98,10 +98,6 @@ class Cast:
             by_member=False,
         )
         return worker, worker.start.remote()
-
-    def _has_the_models(self, _: Any, found: list[str]) -> None:
-        if found != self._fingerprints:
-            raise PoolFailed(f"a scorer loaded models {found}, not {self._fingerprints}")
 
     def _options(self, role: str, slot: int, threads: int) -> dict[str, Any]:
         bundle = next(b for b in self._wanted if (b.role, b.slot) == (role, slot))

@@ -9,27 +9,22 @@ references and reads per-row metadata; of the rows themselves it reads the text 
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from grm_ray.config.load import ConfigError
 from grm_ray.config.ppo import PpoJob
-from grm_ray.config.schema import Source
 from grm_ray.data.sources import Prompt, Quarantine
 from grm_ray.drivers.checks import bundles_of, check
-from grm_ray.drivers.groups import fetch
 from grm_ray.drivers.ppo_ahead import Ahead
 from grm_ray.drivers.ppo_canaries import Canaries, Canary, read_canaries
 from grm_ray.drivers.ppo_figures import row_figures, warnings
 from grm_ray.drivers.ppo_guard import Watch
-from grm_ray.drivers.ppo_held_out import HeldOut, save_samples, true_rewards
-from grm_ray.drivers.ppo_prompts import fingerprint, read_prompts
+from grm_ray.drivers.ppo_held_out import HeldOut, change_of_true_reward, save_samples
+from grm_ray.drivers.ppo_identity import identity_of
+from grm_ray.drivers.ppo_prompts import encoded, read_prompts
 from grm_ray.drivers.ppo_rewards import PolicyRewards
 from grm_ray.drivers.ppo_stream import Stream
 from grm_ray.drivers.ppo_update import begin_update
@@ -41,7 +36,7 @@ from grm_ray.drivers.run_folder import check_room, next_incarnation, open_run, s
 from grm_ray.drivers.states import States
 from grm_ray.drivers.updates import Updates
 from grm_ray.models import backbone
-from grm_ray.models.checkpoint import check_reward_model, model_identity
+from grm_ray.models.checkpoint import check_reward_model
 from grm_ray.objectives.kl import AdaptiveKL, FixedKL
 from grm_ray.reporting.page import write_report
 from grm_ray.rewards.pipeline import PROXY
@@ -50,7 +45,6 @@ from grm_ray.runtime.ledger import LedgerFile
 from grm_ray.runtime.live import PPO_COLUMNS, LiveTable
 from grm_ray.runtime.snapshot import Snapshots
 from grm_ray.runtime.tracking import Tracker
-from grm_ray.study.intervals import paired_difference
 from grm_ray.training.policy_loss import ENGINE_GAP, PolicyLoss
 from grm_ray.workers.encoder import start_encoder
 
@@ -72,20 +66,7 @@ def run(config: PpoJob, resume: bool = False) -> Path:
     fingerprints = {
         key: check_reward_model(model)["fingerprint"] for key, model in readers(config).items()
     }
-    members = [fingerprints[key] for key in config.reward.models]
-    identity = {
-        "policy model": model_identity(path),
-        "reward model": " ".join(members),
-        "set of prompts": fingerprint([*train, *held_out]),
-    }
-    if canaries:
-        told = " ".join(f"{c.prompt.prompt_id} {c.pattern.pattern}" for c in canaries)
-        identity["set of canaries"] = hashlib.sha256(told.encode()).hexdigest()
-    if config.ppo.kl.reference is not None:
-        other = backbone.resolve(config.ppo.kl.reference)
-        identity["reference model"] = model_identity(other)
-    if "reward.true_reward" in fingerprints:
-        identity["true reward"] = fingerprints["reward.true_reward"]
+    identity = identity_of(config, path, [*train, *held_out], canaries, fingerprints)
     runs = Path(config.runs).expanduser()
     snapshots = Snapshots(runs / config.name / "checkpoints", config.checkpoint.keep)
     saved = saved_state(snapshots, identity, config, resume)
@@ -171,12 +152,12 @@ class _Driver:
         tables = [encoder.prompts.remote(prompts, data.max_prompt_length) for prompts in sets]
         del encoder
         self._cast.begin()
-        self._prompts, self._ids = self._encoded(tables[0], data.train, quarantine)
-        held_out_prompts = self._encoded(tables[1], data.eval or data.train, quarantine)
+        self._prompts, self._ids = encoded(tables[0], data, data.train, quarantine)
+        held_out_prompts = encoded(tables[1], data, data.eval or data.train, quarantine)
         asked = None
         if config.evaluation.canaries is not None:
-            encoded = self._encoded(tables[2], config.evaluation.canaries, quarantine)
-            asked = Canaries(canaries, self._cast, self._stream, self._folder, *encoded)
+            fitting = encoded(tables[2], data, config.evaluation.canaries, quarantine)
+            asked = Canaries(canaries, self._cast, self._stream, self._folder, *fitting)
         self._held_out = HeldOut(
             config, self._cast, self._stream, self._folder, *held_out_prompts, self._rewards, asked
         )
@@ -236,16 +217,12 @@ class _Driver:
         """Save the policy, unless the best was saved before; say what became of the true reward."""
         if self._best is None:
             self._save()
-        before, after = (self._folder / "samples" / f"{n}.parquet" for n in ("before", "after"))
-        judged = self._config.reward.true_reward and before.exists() and after.exists()
-        if judged:
-            then, now = (true_rewards(path) for path in (before, after))
-            known = np.isfinite(then) & np.isfinite(now)
-            difference = paired_difference(then[known], now[known], seed=self._config.seed)
+        change = change_of_true_reward(self._folder, self._config.seed)
+        if change is not None:
             last = "" if self._best is None else " (of the last policy, not of the one saved)"
             self._table.message(
-                f"true reward on held-out prompts, after minus before: {difference.mean:+.3f} "
-                f"(95 % interval {difference.low:+.3f} to {difference.high:+.3f}){last}"
+                f"true reward on held-out prompts, after minus before: {change.mean:+.3f} "
+                f"(95 % interval {change.low:+.3f} to {change.high:+.3f}){last}"
             )
 
     def close(self) -> None:
@@ -388,19 +365,6 @@ class _Driver:
         self._tracker.resume(step or -1)  # from the start the first evaluation is made again
         self._ahead.restore(step, incarnation)
         self._table.message(f"resumed after step {step}, weights {self._ahead.version}")
-
-    def _encoded(self, refs: list[Any], source: Source, quarantine: Quarantine) -> tuple[Any, list]:
-        """Reference to the table of tokenised prompts, and the ids of those that fit."""
-        table, info_ref = refs
-        config = self._config
-        info = fetch(info_ref)
-        for prompt_id in info["too_long"]:
-            quarantine.add(source.path, 0, "longer than data.max_prompt_length", prompt_id)
-        if not info["prompt_ids"]:
-            raise ConfigError(
-                f"no prompt fits data.max_prompt_length: {config.data.max_prompt_length} tokens"
-            )
-        return table, info["prompt_ids"]
 
     def _card(self) -> str:
         config = self._config

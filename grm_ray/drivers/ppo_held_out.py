@@ -19,7 +19,7 @@ from grm_ray.drivers.ppo_workers import PpoCast
 from grm_ray.runtime.disk import writing
 from grm_ray.runtime.ledger import uid
 from grm_ray.runtime.weights import Version
-from grm_ray.study.intervals import bootstrap_mean
+from grm_ray.study.intervals import Interval, bootstrap_mean, paired_difference
 from grm_ray.study.monitors import list_rate, repetition
 
 
@@ -135,7 +135,17 @@ def save_samples(
     return said
 
 
-def true_rewards(path: Path) -> np.ndarray:
-    """True rewards in the order of the uids, so that two files pair up."""
+def change_of_true_reward(folder: Path, seed: int) -> Interval | None:
+    """After minus before, prompt by prompt; None where either has no true reward."""
+    files = [folder / "samples" / f"{name}.parquet" for name in ("before", "after")]
+    if not all(file.exists() for file in files):
+        return None
+    before, after = map(_true_rewards, files)
+    known = np.isfinite(before) & np.isfinite(after)
+    return paired_difference(before[known], after[known], seed=seed) if known.any() else None
+
+
+def _true_rewards(path: Path) -> np.ndarray:
+    """In the order of the uids, so that two files pair up; NaN where there is none."""
     table = pq.read_table(path, columns=["uid", "true_reward"]).sort_by("uid")
-    return table["true_reward"].to_numpy()
+    return table["true_reward"].to_numpy().astype(float)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 
 from grm_ray.config.load import ConfigError
-from grm_ray.config.ppo import PpoJob
+from grm_ray.config.ppo import PpoJob, PromptData
+from grm_ray.config.schema import Source
 from grm_ray.data import sources
 from grm_ray.data.sources import Prompt, Quarantine
+from grm_ray.drivers.groups import fetch
 
 
 def read_prompts(config: PpoJob, quarantine: Quarantine) -> tuple[list[Prompt], list[Prompt]]:
@@ -35,3 +38,23 @@ def read_prompts(config: PpoJob, quarantine: Quarantine) -> tuple[list[Prompt], 
 def fingerprint(prompts: list[Prompt]) -> str:
     """Of a set of prompts and its order."""
     return hashlib.sha256(" ".join(p.prompt_id for p in prompts).encode()).hexdigest()
+
+
+def encoded(
+    refs: list[Any], data: PromptData, source: Source, quarantine: Quarantine
+) -> tuple[Any, list[str]]:
+    """Reference to the table of tokenised prompts, and the ids of those that fit.
+
+    Args:
+        refs: what `Encoder.prompts` gave.
+
+    Raises:
+        ConfigError: no prompt fits.
+    """
+    table, info_ref = refs
+    info = fetch(info_ref)
+    for prompt_id in info["too_long"]:
+        quarantine.add(source.path, 0, "longer than data.max_prompt_length", prompt_id)
+    if not info["prompt_ids"]:
+        raise ConfigError(f"no prompt fits data.max_prompt_length: {data.max_prompt_length} tokens")
+    return table, info["prompt_ids"]

@@ -92,16 +92,16 @@ class Stream:
                 self._silent(bool(of_learners))
             for ref in ready:
                 if rollouts.owns(ref):
-                    _tell(rollouts.handle(ref), "on_generated")
+                    _tell(rollouts.handle(ref), Gathering.on_generated)
                 elif scorers.owns(ref):
-                    _tell(scorers.handle(ref), "on_scored")
+                    _tell(scorers.handle(ref), Gathering.on_scored)
                 elif id(ref) in evaluations:
                     evaluations[id(ref)][1].on_evaluated(ref)
                 elif any(ref is other for other in others):
                     others.remove(ref)
                     self._cast.learners.gather([ref])  # others may hang where this one died
-            _tell(rollouts.look_after(), "on_generated")
-            _tell(scorers.look_after(), "on_scored")
+            _tell(rollouts.look_after(), Gathering.on_generated)
+            _tell(scorers.look_after(), Gathering.on_scored)
             between()
 
     def _silent(self, learners_owe: bool) -> None:
@@ -113,7 +113,7 @@ class Stream:
         )
 
 
-def _tell(events: list[Event], what: str) -> None:
+def _tell(events: list[Event], what: Callable[[Gathering, Event], None]) -> None:
     """Each event to the gathering whose work it is of."""
     for event in events:
-        getattr(event.work.payload[0], what)(event)
+        what(event.work.payload[0], event)

@@ -19,7 +19,7 @@ from grm_ray.models.checkpoint import local_folder
 from grm_ray.runtime import cluster
 from grm_ray.runtime.failures import DEATHS
 from grm_ray.runtime.placement import Bundle
-from grm_ray.runtime.pool import Pool, PoolFailed
+from grm_ray.runtime.pool import Pool, must_show
 from grm_ray.runtime.timeline import Timeline
 from grm_ray.runtime.transport import RayTransport
 from grm_ray.runtime.weights import ON_DEVICE, Version, WeightUpdate
@@ -50,7 +50,6 @@ class PpoCast:
         self._placed, self._wanted = placed, wanted
         self.timeline = Timeline(folder / "logs" / "driver.log")
         self.transport = RayTransport()
-        self._fingerprints = fingerprints
         self._update: WeightUpdate | None = None
         self._blob: Any = None
         self._admitting: list[Any] = []
@@ -71,7 +70,7 @@ class PpoCast:
             "scorer",
             self._spawn_scorer,
             config.workers.scorer.count,
-            admit=self._has_the_models,
+            admit=must_show(fingerprints),
             say=say,
             dead_s=config.timeout_s,
         )
@@ -248,15 +247,6 @@ class PpoCast:
             loading = worker.update_weights.remote(self._update, self._blob)
         self._admitting.append(loading)
         return loading
-
-    def _has_the_models(self, _: Any, found: list[str]) -> None:
-        """A scorer serves once it has shown the fingerprints of its models.
-
-        Raises:
-            PoolFailed: they are not those of the run.
-        """
-        if found != self._fingerprints:
-            raise PoolFailed(f"a scorer loaded models {found}, not {self._fingerprints}")
 
     def _spawn_scorer(self, slot: int) -> tuple[Any, Any]:
         workers, reward = self._config.workers.scorer, self._config.reward

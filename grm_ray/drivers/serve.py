@@ -34,7 +34,7 @@ from grm_ray.models.checkpoint import check_reward_model, local_folder
 from grm_ray.rewards.aggregate import MemberNormalizer
 from grm_ray.runtime import cluster
 from grm_ray.runtime.http_service import app
-from grm_ray.runtime.pool import Pool, PoolFailed
+from grm_ray.runtime.pool import Pool, must_show
 from grm_ray.runtime.service import ScoringService, score_once
 from grm_ray.runtime.service_metrics import Measured
 from grm_ray.workers.scorer import Scorer
@@ -105,13 +105,6 @@ def _pool(
 ) -> Pool:
     workers = config.workers
 
-    def admit(_: Any, found: list[str]) -> None:
-        if found != fingerprints:
-            raise PoolFailed(
-                "a reward model is not the one that it was at the start: its folder has been "
-                "written anew; start the service again"
-            )
-
     def spawn(slot: int) -> tuple[Any, Any]:
         options = cluster.worker_options(placed, wanted, wanted[slot], workers.threads)
         worker = Scorer.options(**options).remote(
@@ -130,7 +123,7 @@ def _pool(
         "scorer",
         spawn,
         workers.count,
-        admit=admit,
+        admit=must_show(fingerprints),
         say=lambda message: print(message, flush=True),
         dead_s=config.timeout_s,
     )

@@ -19,7 +19,7 @@ from grm_ray.runtime.health import SERVES, Patience, Sign, State
 from grm_ray.runtime.pool_members import Event, Member, Members, Piece, Work
 from grm_ray.runtime.transport import RayTransport
 
-__all__ = ["DEATHS", "Event", "Pool", "PoolFailed", "Work"]
+__all__ = ["Event", "Pool", "PoolFailed", "Work", "must_show"]
 
 # Seconds between two looks for silent workers: each look goes through all of them.
 LOOK_EVERY_S = 0.25
@@ -27,6 +27,19 @@ LOOK_EVERY_S = 0.25
 
 class PoolFailed(RuntimeError):
     """A role cannot be kept alive; the message carries the last cause."""
+
+
+def must_show(wanted: Any) -> Callable[[Any, Any], None]:
+    """An `admit` for workers whose ready call tells what they hold, which must be `wanted`."""
+
+    def admit(_: Any, found: Any) -> None:
+        if found != wanted:
+            raise PoolFailed(
+                f"a worker holds {found}, not {wanted}: a model's folder was written anew since "
+                "the start; start again"
+            )
+
+    return admit
 
 
 class Pool:

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.simulated_cluster import Speeds
-from benchmarks.simulated_run import run
+from benchmarks.parts.simulated_cluster import Speeds
+from benchmarks.parts.simulated_run import run
 
 
 @settings(max_examples=12, deadline=None)

@@ -87,11 +87,19 @@ class StreamRef(Ref):
         return Ref(at, batch)
 
 
+class Death(Ref):
+    """Nobody waits for it; when its time has come, `happen` is called."""
+
+    def __init__(self, at: float, happen: Callable[[], None]) -> None:
+        super().__init__(at)
+        self.happen = happen
+
+
 class SimulatedTransport:
     """The clock, and what is due on it.
 
     Attributes:
-        own_s: real seconds that the simulation itself took; the rest of the time is the driver's.
+        driver_s: processor seconds between waits, which are the driver's work.
     """
 
     def __init__(self) -> None:
@@ -100,8 +108,7 @@ class SimulatedTransport:
         self._number = itertools.count()
         self._now = 0.0
         self._back = time.thread_time()
-        self.own_s = self.driver_s = 0.0
-        self.at_death: list[tuple[float, int, Callable[[], None]]] = []
+        self.driver_s = 0.0
 
     def now(self) -> float:
         return self._now
@@ -135,7 +142,6 @@ class SimulatedTransport:
                 break
             self._advance(max(self._now, self._due[0][0]))
         self._back = time.thread_time()
-        self.own_s += self._back - called
         return found
 
     def schedule_next(self, ref: StreamRef) -> None:
@@ -167,13 +173,10 @@ class SimulatedTransport:
         while self._due and self._due[0][0] <= until:
             at, _, ref = heapq.heappop(self._due)
             self._now = max(self._now, at)
-            if ref.value is DEATH:
-                ref.error()  # type: ignore[misc]
+            if isinstance(ref, Death):
+                ref.happen()
             elif not ref.cancelled:
                 self._ready[id(ref)] = ref
-
-
-DEATH = object()
 
 
 def _remote(call: Callable[..., Any]) -> Any:
@@ -194,9 +197,7 @@ class _Actor:
         rate = cluster.speeds.deaths_per_hour / 3600
         if rate > 0:
             dies = transport.now() + ready_after + cluster.rng.exponential(1 / rate)
-            event = Ref(dies, DEATH)
-            event.error = self._die  # type: ignore[assignment]
-            transport.schedule(event)
+            transport.schedule(Death(dies, self._die))
 
     def promise(self, ref: Ref) -> Ref:
         now = self.cluster.transport.now()

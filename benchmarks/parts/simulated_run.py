@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.simulated_cluster import SimulatedCluster, Speeds
+from benchmarks.parts.simulated_cluster import SimulatedCluster, Speeds
 from grm_ray.config.ppo import PpoJob
 from grm_ray.drivers.ppo_ahead import Ahead
 from grm_ray.drivers.ppo_stream import Stream

@@ -1,0 +1,88 @@
+"""Real workers on a tiny model with made-up durations, in the proportions of a large step."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from grm_ray.config.ppo import PpoJob
+from grm_ray.config.schema import Head, Model
+from grm_ray.data.chat import ScoringContract
+from grm_ray.drivers import ppo, ppo_workers
+from grm_ray.models import backbone
+from grm_ray.models.checkpoint import save_reward_model
+from grm_ray.models.reward_model import RewardModel
+from grm_ray.workers.learner import Learner
+from grm_ray.workers.rollout import RolloutWorker
+from grm_ray.workers.scorer import Scorer
+from tests.conftest import WORDS, build_model
+
+
+def slow_down(seconds: float, a_batch: float = 0.0, factor: float = 1.0) -> None:
+    """Have every update and every share of generation take `seconds` longer, each in its own
+    worker, and every batch that is scored `a_batch`; scorer 0 takes `factor` times that."""
+
+    class SlowLearner(Learner.__ray_metadata__.modified_class):
+        def learn(self, *arguments: Any) -> dict[str, float]:
+            time.sleep(seconds)
+            return super().learn(*arguments)
+
+    class SlowRollout(RolloutWorker.__ray_metadata__.modified_class):
+        async def generate(self, *arguments: Any) -> Any:
+            await asyncio.sleep(seconds)
+            async for item in super().generate(*arguments):
+                yield item
+
+    class SlowScorer(Scorer.__ray_metadata__.modified_class):
+        def score(self, rollouts: Any) -> Any:
+            time.sleep(a_batch * (factor if self.timeline.name == "scorer-0" else 1.0))
+            return super().score(rollouts)
+
+    ppo_workers.Learner = ray.remote(SlowLearner)
+    ppo_workers.RolloutWorker = ray.remote(SlowRollout)
+    ppo_workers.Scorer = ray.remote(SlowScorer)
+
+
+def prepare(work: Path) -> None:
+    """Tiny model, reward model with a fresh head, and prompts."""
+    path = str(build_model(work / "model"))
+    tokenizer = backbone.load_tokenizer(path)
+    model = RewardModel(backbone.load_causal_lm(Model(path=path, dtype="float32")), Head())
+    contract = ScoringContract.of(tokenizer, 128, "left")
+    save_reward_model(model, Head(), tokenizer, contract, work / "reward", "# fresh head\n")
+    prompts = [{"prompt": " ".join(WORDS[i:] + WORDS[:i])} for i in range(len(WORDS))]
+    text = "".join(json.dumps(row) + "\n" for row in prompts)
+    (work / "prompts.jsonl").write_text(text, encoding="utf-8")
+
+
+def run(work: Path, name: str, steps: int, **changes: Any) -> tuple[list[float], list[dict]]:
+    """Seconds of all steps but the first two, in which the pipeline fills, and all metrics.
+
+    Args:
+        changes: sections of the config beside the ones here.
+    """
+    config = PpoJob.model_validate(
+        {
+            "name": name,
+            "runs": str(work / "runs"),
+            "policy": {"path": str(work / "model"), "dtype": "float32", "lora": {"rank": 4}},
+            "reward": {"path": str(work / "reward")},
+            "data": {"train": {"path": str(work / "prompts.jsonl")}, "max_prompt_length": 64},
+            "ppo": {"steps": steps, "estimator": "rloo"},
+            "evaluation": {"prompts": 1},
+            "checkpoint": {"every": 0},
+            "tracking": [],
+            **changes,
+        }
+    )
+    ppo.run(config)
+    lines = (work / "runs" / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if row["step"]]
+    ends = [row["time"] for row in rows[:-1]]  # after the last one comes the evaluation
+    return [after - before for before, after in pairwise(ends[1:])], rows
