@@ -1,15 +1,14 @@
 """Seeded runs in which random processes of random roles are killed: nothing may be lost.
 
 Reward-model training, PPO and best-of-n on the real stack with a tiny model. A seed draws which
-roles die, and how long after the run's first step; the job's own process is one of the roles: it is
-started again with `--resume`. After each run: every row is there exactly once, versions only grow,
-and every step has its line of metrics.
+roles die, one process or every one of the role, and how long after the run's first step; the job's
+own process is one of the roles: it is started again with `--resume`. After each run: every row is
+there exactly once, versions only grow, and every step has its line of metrics.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -21,30 +20,40 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
 import yaml
 from machine import ROOT, finish
-from transformers import AutoTokenizer
 
 sys.path.insert(0, str(ROOT))
 
-from grm_ray.config.schema import Head
-from grm_ray.data.chat import ScoringContract
-from grm_ray.models.checkpoint import save_reward_model
-from tests.conftest import WORDS, build_model
-from tests.models.scoring import reward_model
+from benchmarks.parts.processes import processes
+from benchmarks.parts.tiny_jobs import (
+    PROMPTS,
+    ROWS,
+    SAMPLES,
+    STEPS,
+    config,
+    lines,
+    prepare,
+    start,
+)
 
 DRIVER = "the job itself"
+EVERY = "every "  # all of a role at the same moment
 ROLES = {
-    "rm": ("ray::RewardTrainer", DRIVER),
-    "ppo": ("ray::Learner", "ray::RolloutWorker", "ray::Scorer", DRIVER),
-    "bon": ("ray::RolloutWorker", "ray::Scorer", DRIVER),
+    "rm": ("ray::RewardTrainer", EVERY + "ray::RewardTrainer", DRIVER),
+    "ppo": (
+        "ray::Learner",
+        EVERY + "ray::Learner",
+        "ray::RolloutWorker",
+        "ray::Scorer",
+        EVERY + "ray::Scorer",
+        DRIVER,
+    ),
+    "bon": ("ray::RolloutWorker", "ray::Scorer", EVERY + "ray::Scorer", DRIVER),
 }
-STEPS, ROWS = {"rm": 16, "ppo": 10, "bon": 12}, 12
-PROMPTS, SAMPLES = 48, 4
 
 
 @dataclass
@@ -66,113 +75,11 @@ class Story:
     twice: int = 0
 
 
-def prepare(folder: Path) -> None:
-    """Tiny model, reward model and data, shared by all runs."""
-    rng = random.Random(0)
-    build_model(folder / "model")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    scorer = reward_model(folder / "model", Head())
-    contract = ScoringContract.of(tokenizer, 128, "left")
-    save_reward_model(scorer, Head(), tokenizer, contract, folder / "reward", "")
-    pairs = []
-    for _ in range(64):
-        asked = rng.sample(WORDS, 4)
-        other = [word for word in WORDS if word not in asked]
-        chosen, rejected = (" ".join(rng.sample(words, 3)) for words in (asked, other))
-        pairs.append({"prompt": " ".join(asked), "chosen": chosen, "rejected": rejected})
-    prompts = [{"prompt": " ".join(rng.choices(WORDS, k=12))} for _ in range(PROMPTS)]
-    for name, rows in (("pairs", pairs), ("prompts", prompts)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def config(kind: str, folder: Path, name: str, seed: int) -> dict[str, Any]:
-    common = {"name": name, "runs": str(folder / "runs"), "seed": seed, "tracking": []}
-    model = {"path": str(folder / "model"), "dtype": "float32"}
-    one = {"count": 1, "cpus": 0.5, "threads": 1}
-    two = {"count": 2, "cpus": 0.25, "threads": 1}
-    if kind == "rm":
-        return common | {
-            "model": model | {"lora": {"rank": 4, "dropout": 0.0}},
-            "data": {
-                "train": {"path": str(folder / "pairs.jsonl")},
-                "holdout": 0.25,
-                "max_length": 128,
-            },
-            "training": {"pairs_per_step": 6, "epochs": 2, "eval_every": 8},
-            "checkpoint": {"every": 3, "keep": 2},
-            "workers": two,
-        }
-    prompts = {"path": str(folder / "prompts.jsonl")}
-    engine = {"max_num_seqs": 8}
-    if kind == "bon":
-        return common | {
-            "policy": model,
-            "data": {"prompts": prompts, "max_prompt_length": 64},
-            "rollout": {"samples_per_prompt": SAMPLES, "max_new_tokens": 24, "engine": engine},
-            "proxies": {"one": str(folder / "reward")},
-            "true_reward": "tests.judges:shorter",
-            "scoring": {"dtype": "float32"},
-            "prompts_per_shard": PROMPTS // STEPS["bon"],
-            "workers": {"rollout": one, "scorer": two},
-        }
-    return common | {
-        "policy": model | {"lora": {"rank": 4, "dropout": 0.0}},
-        "reward": {"path": str(folder / "reward"), "true_reward": "tests.judges:shorter"},
-        "data": {"train": prompts, "max_prompt_length": 64},
-        "rollout": {
-            "prompts_per_step": ROWS // 3,
-            "samples_per_prompt": 3,
-            "max_new_tokens": 24,
-            "rows_per_batch": 2,
-            "staleness": seed % 2,
-            "engine": engine,
-        },
-        "ppo": {"steps": STEPS["ppo"], "optimizer": {"learning_rate": 1.0e-3}},
-        "evaluation": {"prompts": 4, "every": 5},
-        "checkpoint": {"every": 3, "keep": 2},
-        "workers": {"rollout": one, "scorer": two, "learner": two},
-    }
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    """Of a file of JSON lines that may be being written."""
-    found = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-    return found
-
-
 def progress(kind: str, run: Path) -> int:
     """Steps, or shards, that are done."""
     if kind == "bon":
         return len(list((run / "samples").glob("shard-*.parquet")))
     return max((row["step"] for row in lines(run / "metrics.jsonl")), default=0)
-
-
-def processes(pid: int, title: str) -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process(pid).children(recursive=True):
-        try:
-            if child.cmdline() and child.cmdline()[0].startswith(title):
-                found.append(child)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
-def start(kind: str, path: Path, log: Path, *flags: str) -> subprocess.Popen:
-    with log.open("a") as out:
-        return subprocess.Popen(
-            [sys.executable, "-m", f"grm_ray.{kind}", "--config", str(path), *flags],
-            cwd=ROOT,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
 
 
 def one_run(kind: str, folder: Path, seed: int, limit_s: float = 1500.0) -> Story:
@@ -211,8 +118,9 @@ def one_run(kind: str, folder: Path, seed: int, limit_s: float = 1500.0) -> Stor
                 resumable = kind == "bon" or any((run / "checkpoints").glob("step-*/state.json"))
                 process = start(kind, path, log, *(["--resume"] if resumable else []))
                 at = 0 if not resumable else at
-            elif victims := processes(process.pid, role):
-                os.kill(rng.choice(victims).pid, signal.SIGKILL)
+            elif victims := processes(process.pid, role.removeprefix(EVERY)):
+                for victim in victims if role.startswith(EVERY) else [rng.choice(victims)]:
+                    os.kill(victim.pid, signal.SIGKILL)
                 story.killed.append((role, at))
         except (psutil.NoSuchProcess, ProcessLookupError):
             continue  # it ended by itself in this moment
@@ -279,7 +187,7 @@ def main() -> None:
         for seed in range(arguments.first, arguments.first + arguments.runs):
             story = one_run(("ppo", "rm", "bon")[seed % 3], folder, seed)
             stories.append(vars(story))
-            killed = [f"{role.removeprefix('ray::')} at {at}" for role, at in story.killed]
+            killed = [f"{role.replace('ray::', '')} at {at}" for role, at in story.killed]
             print(
                 f"seed {seed:3d} {story.kind:3s} {story.seconds:5.0f} s  {story.rows} rows  "
                 f"killed: {', '.join(killed) or 'nobody'}",

@@ -30,6 +30,8 @@ from machine import RESULTS, ROOT, finish
 
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.parts.processes import rollup
+
 ROLES = {
     "ray::RewardTrainer": "trainer",
     "ray::Learner": "learner",
@@ -144,13 +146,6 @@ def run(job: str, config: dict[str, Any], work: Path) -> dict[str, dict[str, lis
             of_role[what].append(size)
     found["driver and Ray"] = {"anonymous": [others], "pss": [others]}
     return found
-
-
-def rollup(pid: int) -> dict[str, int]:
-    """Bytes of a process: `anonymous`, and `pss`, which counts files' pages too."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text("utf-8").splitlines()
-    sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines[1:]}
-    return {"anonymous": sizes["Pss_Anon"], "pss": sizes["Pss"]}
 
 
 def baselines(found: dict[str, dict[str, dict[str, list[int]]]]) -> dict[str, float]:

@@ -17,7 +17,8 @@ from machine import ROOT, finish
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.parts.slowed import prepare, run, slow_down
+from benchmarks.parts.slowed import run, slow_down
+from benchmarks.parts.tiny_jobs import prepare
 
 
 def seconds_a_step(work: Path, staleness: int, steps: int) -> list[float]:

@@ -18,7 +18,8 @@ from machine import ROOT, finish
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.parts.slowed import prepare, run, slow_down
+from benchmarks.parts.slowed import run, slow_down
+from benchmarks.parts.tiny_jobs import prepare
 
 
 def measure(work: Path, name: str, steps: int) -> dict[str, Any]:

@@ -12,16 +12,10 @@ from typing import Any
 import ray
 
 from grm_ray.config.ppo import PpoJob
-from grm_ray.config.schema import Head, Model
-from grm_ray.data.chat import ScoringContract
 from grm_ray.drivers import ppo, ppo_workers
-from grm_ray.models import backbone
-from grm_ray.models.checkpoint import save_reward_model
-from grm_ray.models.reward_model import RewardModel
 from grm_ray.workers.learner import Learner
 from grm_ray.workers.rollout import RolloutWorker
 from grm_ray.workers.scorer import Scorer
-from tests.conftest import WORDS, build_model
 
 
 def slow_down(seconds: float, a_batch: float = 0.0, factor: float = 1.0) -> None:
@@ -49,22 +43,11 @@ def slow_down(seconds: float, a_batch: float = 0.0, factor: float = 1.0) -> None
     ppo_workers.Scorer = ray.remote(SlowScorer)
 
 
-def prepare(work: Path) -> None:
-    """Tiny model, reward model with a fresh head, and prompts."""
-    path = str(build_model(work / "model"))
-    tokenizer = backbone.load_tokenizer(path)
-    model = RewardModel(backbone.load_causal_lm(Model(path=path, dtype="float32")), Head())
-    contract = ScoringContract.of(tokenizer, 128, "left")
-    save_reward_model(model, Head(), tokenizer, contract, work / "reward", "# fresh head\n")
-    prompts = [{"prompt": " ".join(WORDS[i:] + WORDS[:i])} for i in range(len(WORDS))]
-    text = "".join(json.dumps(row) + "\n" for row in prompts)
-    (work / "prompts.jsonl").write_text(text, encoding="utf-8")
-
-
 def run(work: Path, name: str, steps: int, **changes: Any) -> tuple[list[float], list[dict]]:
     """Seconds of all steps but the first two, in which the pipeline fills, and all metrics.
 
     Args:
+        work: as `tiny_jobs.prepare` leaves it.
         changes: sections of the config beside the ones here.
     """
     config = PpoJob.model_validate(

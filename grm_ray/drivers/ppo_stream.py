@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from grm_ray.drivers.groups import RankDied
 from grm_ray.drivers.ppo_step import Gathering
 from grm_ray.drivers.ppo_workers import PpoCast
 from grm_ray.runtime.pool import Event, PoolFailed
+from grm_ray.runtime.transport import AT_ONCE
 
 
 class Stream:
@@ -80,8 +82,9 @@ class Stream:
         transport = self._cast.transport
         heard = transport.now()
         while not done():
-            evaluations = {id(ref): (ref, g) for g in self._active for ref in g.evaluations}
-            of_learners = [*(ref for ref, _ in evaluations.values()), *others]
+            # A rank evaluates in the order in which it was asked: the first ones tell enough.
+            evaluations = itertools.chain.from_iterable(g.evaluations for g in self._active)
+            of_learners = [*itertools.islice(evaluations, AT_ONCE), *others]
             waiting = [*rollouts.waitables(), *scorers.waitables(), *of_learners]
             began = transport.now()
             ready = transport.wait(waiting, 1.0)
@@ -95,11 +98,13 @@ class Stream:
                     _tell(rollouts.handle(ref), Gathering.on_generated)
                 elif scorers.owns(ref):
                     _tell(scorers.handle(ref), Gathering.on_scored)
-                elif id(ref) in evaluations:
-                    evaluations[id(ref)][1].on_evaluated(ref)
                 elif any(ref is other for other in others):
                     others.remove(ref)
                     self._cast.learners.gather([ref])  # others may hang where this one died
+                else:
+                    for gathering in self._active:
+                        if ref in gathering.evaluations:
+                            gathering.on_evaluated(ref)
             _tell(rollouts.look_after(), Gathering.on_generated)
             _tell(scorers.look_after(), Gathering.on_scored)
             between()

@@ -29,7 +29,7 @@ def asked_for():
     return found
 
 
-def scrape(process):
+def scrape(process, prefix="ray_grm_ray_"):
     """metric -> labels of each of its series, of all that the job's nodes export."""
     found = {}
     for address in _addresses(process):
@@ -39,7 +39,7 @@ def scrape(process):
         except (OSError, ValueError, http.client.HTTPException):  # another of its ports
             continue
         for line in text.splitlines():
-            if line.startswith("ray_grm_ray_"):
+            if line.startswith(prefix):
                 name, labels = line.split("{", 1)
                 labels = re.findall(r'(\w+)="([^"]*)"', labels.rsplit("}", 1)[0])
                 found.setdefault(name, []).append(

@@ -1,0 +1,26 @@
+"""The processes that a job has started, and the memory they hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+
+def processes(pid: int, title: str) -> list[psutil.Process]:
+    """Those below `pid` whose command begins with `title`."""
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        try:
+            if child.cmdline() and child.cmdline()[0].startswith(title):
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def rollup(pid: int) -> dict[str, int]:
+    """Bytes of a process: `anonymous`, and `pss`, which counts files' pages too."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text("utf-8").splitlines()
+    sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines[1:]}
+    return {"anonymous": sizes["Pss_Anon"], "pss": sizes["Pss"]}
