@@ -314,6 +314,8 @@ def _model(model: Model, plan: Plan) -> None:
             described = json.loads((Path(path) / "config.json").read_text("utf-8"))
         except ValueError as error:
             raise ConfigError(f"{path}/config.json: not valid JSON ({error})") from None
+        if not isinstance(described, dict):
+            raise ConfigError(f"{path}/config.json: not a JSON object")
         wrong = backbone.unsupported(described)
         if wrong:
             raise ConfigError(f"model {model.path}: {wrong}")

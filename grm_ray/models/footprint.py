@@ -30,6 +30,8 @@ from grm_ray.models.backbone import apply_lora, unwrap
 from grm_ray.models.policy import Policy
 from grm_ray.models.reward_model import RewardModel
 
+MOST_ANSWERS = 128  # of a pass
+
 
 class Unknown(ValueError):
     """A size cannot be told beforehand; the message says why."""
@@ -150,7 +152,8 @@ def groups_of(tokens: int, longest: int, answers: int) -> list[Group]:
     Args:
         longest: tokens of a prompt with one answer, at most.
     """
-    room = max(longest - 1, 1)
+    # What a pass takes goes by tokens: it need not go through thousands of tiny answers.
+    room = max(longest - 1, tokens // MOST_ANSWERS, 1)
     groups: list[Group] = []
     while tokens > 1:
         lengths: list[int] = []

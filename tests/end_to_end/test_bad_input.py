@@ -158,6 +158,8 @@ def test_a_model_whose_logits_are_bent(run, config, tiny_model, tmp_path):
     raw = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**raw, "final_logit_softcapping": 30.0}))
     refused(run(rm, "--config", config, f"model.path={other}"), "final_logit_softcapping")
+    (other / "config.json").write_text(json.dumps([raw]))
+    refused(run(rm, "--config", config, f"model.path={other}"), "config.json: not a JSON object")
 
 
 def test_a_tokenizer_without_a_chat_template(run, config, tiny_model, tmp_path):

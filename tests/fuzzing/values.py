@@ -188,7 +188,11 @@ def change(rng: random.Random, tree: Any) -> None:
         other, there = rng.choice(found)
         node[key] = copy.deepcopy(other[there])
     else:
-        node[key] = rng.choice([[node[key]], {"x": node[key]}, str(node[key]), None])
+        try:
+            said = str(node[key])
+        except ValueError:  # it holds a number of thousands of digits
+            said = "9" * 5000
+        node[key] = rng.choice([[node[key]], {"x": node[key]}, said, None])
 
 
 def damaged(rng: random.Random, raw: bytes) -> bytes:

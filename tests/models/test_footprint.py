@@ -93,6 +93,13 @@ def test_groups_fill_a_micro_batch(tokens, longest, answers):
     assert max(len(rows) for _, rows in groups) <= answers
 
 
+def test_thousands_of_tiny_answers_are_as_many_tokens_in_fewer():
+    groups = footprint.groups_of(16_384, 4, 4)
+    answers = [answer for _, rows in groups for answer in rows]
+    assert len(answers) <= footprint.MOST_ANSWERS + 1
+    assert sum(map(len, answers)) + len(groups) == 16_384
+
+
 def test_a_model_that_is_not_here_is_said_to_be_unknown():
     with pytest.raises(Unknown, match="no config to be read offline"):
         footprint.build("nobody/has-this-model", Model(path="nobody/has-this-model"), torch.float32)
