@@ -22,7 +22,7 @@ from benchmarks.parts.simulated_run import run
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--most", type=int, default=4096, help="rollout workers")
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, help="of each run; else 16, and 4 of the largest")
     parser.add_argument("--deaths-per-hour", type=float, default=0.05)
     arguments = parser.parse_args()
     run(1, 1, Speeds(), 1)  # what is imported late shall not count
@@ -31,7 +31,9 @@ def main() -> None:
     while engines <= arguments.most:
         speeds = Speeds(deaths_per_hour=arguments.deaths_per_hour)
         since = time.perf_counter()
-        found = run(engines, max(1, engines // 8), speeds, arguments.steps)
+        # Where they are few, a death in one of them says too much.
+        steps = arguments.steps or max(4, min(16, 4 * 4096 // engines))
+        found = run(engines, max(1, engines // 8), speeds, steps)
         found["ratio"] = found["learner_busy"] / found["learner_busy_barrier"]
         table.append(found)
         print(

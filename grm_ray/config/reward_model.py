@@ -56,7 +56,7 @@ class PairData(Section):
 
     train: Annotated[list[PairSource], Field(min_length=1)]
     eval: dict[Name, Source] = Field(default_factory=dict)
-    # Used when `eval` is empty: this share of the training prompts is held out.
+    # This share of the training prompts is held out where there is no `eval`; else it is not used.
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     max_length: Positive = 512
     truncation: Literal["left", "right", "drop"] = "left"
@@ -98,7 +98,7 @@ class RewardCheckpoint(Checkpoint):
     """`best_by`: the saved model is the one with the highest accuracy on this evaluation set
     (`held_out` where the set has no name); null: the last one."""
 
-    every: NonNegative = 0
+    every: NonNegative = 100
     best_by: str | None = None
 
 

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 _NAMES = (
-    "access_key", "access_token", "api_key", "apikey", "auth_token", "authorization",
-    "credentials", "passwd", "password", "secret", "secret_key", "token",
+    "access_key", "access_token", "api_key", "apikey", "auth_token", "authorization", "bearer",
+    "credentials", "passwd", "password", "private_key", "secret", "secret_key", "token",
 )  # fmt: skip
+# `hf_token` and `x-api-key` too; but `eos_token` is a piece of text.
+_LAST = re.compile(rf"(^|.*_)({'|'.join(_NAMES)})$")
+_OF_TEXT = re.compile(r"(^|.*_)(bos|cls|end|eos|mask|pad|sep|special|start|stop|unk)_token$")
 # `https://name:password@host`, and a token alone in the name's place.
 _IN_NETLOC = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]*@", re.IGNORECASE)
 _IN_QUERY = re.compile(rf"://\S*[?&;]({'|'.join(_NAMES)}|key|sig|signature)=[^&]", re.IGNORECASE)
@@ -20,7 +23,7 @@ def find(raw: Any, where: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(raw, dict):
         for key, value in raw.items():
             name = f"{where}.{key}" if where else str(key)
-            if str(key).lower() in _NAMES and isinstance(value, str) and value:
+            if _names_one(str(key)) and isinstance(value, str | int) and value:
                 yield name, "a secret by its name"
             else:
                 yield from find(value, name)
@@ -30,6 +33,11 @@ def find(raw: Any, where: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(raw, str):
         if has_secret(raw):
             yield where, "an address with a name, password or token in it"
+
+
+def _names_one(key: str) -> bool:
+    plain = key.lower().replace("-", "_")
+    return bool(_LAST.match(plain)) and not _OF_TEXT.match(plain)
 
 
 def has_secret(text: str) -> bool:

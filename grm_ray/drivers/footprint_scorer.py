@@ -59,7 +59,8 @@ def scorer_of(
     # Models come one by one; the last is whole until what it shares is known.
     if not mapped:
         role.loading = weights + (whole if len(held) > 1 else 0.0)
-    role.flops["score"] = sum(p.flops / p.tokens for p in passes)
+    if passes and not role.missing:
+        role.flops["score"] = sum(p.flops / p.tokens for p in passes)
     return role
 
 

@@ -29,9 +29,12 @@ def described(config: Job, placed: Mapping[Bundle, Node], here: bool) -> str:
             return ""
         lines = ["memory, at most (GiB)", *map(_line, roles)]
         lines += [f"  {said}" for role in roles for said in dict.fromkeys(role.about)]
-        lines += [f"  not known: {why}" for role in roles for why in dict.fromkeys(role.missing)]
-        lines += [f"  {said}" for said in _on_nodes(roles, placed)]
-        lines += ["speed, at most", *(f"  {x}" for x in _speeds(config, roles, placed, here))]
+        missing = dict.fromkeys(why for role in roles for why in role.missing)
+        lines += [f"  not known: {why}" for why in missing]
+        least = "at least " if missing else ""
+        lines += [f"  {said}" for said in _on_nodes(roles, placed, least)]
+        if speeds := [f"  {said}" for said in _speeds(config, roles, placed, here)]:
+            lines += ["speed, at most", *speeds]
         if crowded := _crowded(roles, placed):
             lines += ["does not fit", *(f"  {said}" for said in crowded)]
             lines.append(f"  {_remedy(config, placed)}")
@@ -47,8 +50,10 @@ def _line(role: Role) -> str:
     if not gpu:
         parts["process"] = BASELINE[role.name] * GIB
     told = " + ".join(f"{what} {_gib(size)}" for what, size in parts.items() if size >= GIB / 200)
-    if not role.parts:
-        told = "the rest is not known"
+    if not any(role.parts.values()):
+        return (
+            f"  {role.name} x {count}: not known, but {_gib(role.on_host)} of the machine's memory"
+        )
     line = f"  {role.name} x {count}: {_gib(role.device if gpu else role.on_host)} each: {told}"
     return f"{line}; {_gib(role.on_host)} of the machine's memory" if gpu else line
 
@@ -69,10 +74,10 @@ def _by_node(roles: Sequence[Role], placed: Mapping[Bundle, Node]) -> dict[str, 
     return found
 
 
-def _on_nodes(roles: Sequence[Role], placed: Mapping[Bundle, Node]) -> Iterator[str]:
+def _on_nodes(roles: Sequence[Role], placed: Mapping[Bundle, Node], least: str) -> Iterator[str]:
     for name, (node, taken) in _by_node(roles, placed).items():
         has = "memory not known" if node.memory is None else f"of {_gib(node.memory)}"
-        yield f"{name}: {_gib(taken)} {has}"
+        yield f"{name}: {least}{_gib(taken)} {has}"
 
 
 def _crowded(roles: Sequence[Role], placed: Mapping[Bundle, Node]) -> list[str]:

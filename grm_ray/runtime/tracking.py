@@ -43,7 +43,7 @@ def check_backends(backends: list[str]) -> None:
         if importlib.util.find_spec(_NEEDS[name]) is None:
             raise ValueError(
                 f"tracking: '{name}' is asked for and not installed; "
-                f"`pip install 'grm-ray[{name}]'`, or take it out of `tracking`"
+                f"`make install EXTRAS=cpu,demo,dev,{name}`, or take it out of `tracking`"
             )
 
 

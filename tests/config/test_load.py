@@ -194,14 +194,18 @@ def test_registry_names():
         ("{name: http, url: 'https://rules/?a=b&token=hunter2'}", "url"),
         ("{name: http, url: 'https://rules/', Token: hunter2}", "Token"),
         ("{name: http, url: 'https://rules/', more: {password: hunter2}}", "more.password"),
+        ("{name: http, url: 'https://rules/', hf_token: hunter2}", "hf_token"),
+        ("{name: http, url: 'https://rules/', X-Api-Key: hunter2}", "X-Api-Key"),
+        ("{name: http, url: 'https://rules/', client_secret: 8472}", "client_secret"),
     ],
 )
 def test_secrets_are_refused_by_their_key_and_not_repeated(write, rule, key):
     override = f"reward.stages=[{{stage: rule, rule: {rule}}}]"
     with pytest.raises(ConfigError) as error:
         load(PpoJob, write(PPO), [override])
-    assert f"key 'reward.stages[0].rule.{key}'" in str(error.value)
-    assert "mode 600" in str(error.value) and "hunter2" not in str(error.value)
+    said = str(error.value)
+    assert f"key 'reward.stages[0].rule.{key}'" in said
+    assert "mode 600" in said and "hunter2" not in said and "8472" not in said
 
 
 @pytest.mark.parametrize(
@@ -214,5 +218,6 @@ def test_secrets_are_refused_by_their_key_and_not_repeated(write, rule, key):
     ],
 )
 def test_addresses_without_secrets_are_taken(write, value):
-    rule = f"{{name: http, url: '{value}', token_file: /run/secrets/rules, max_tokens: 3}}"
+    others = "token_file: /run/secrets/rules, max_tokens: 3, stop_token: x"
+    rule = f"{{name: http, url: '{value}', {others}}}"
     load(PpoJob, write(PPO), [f"reward.stages=[{{stage: rule, rule: {rule}}}]"])
