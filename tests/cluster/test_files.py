@@ -37,16 +37,26 @@ def listed(item):
 
 WHOLE = {"type": "string", "pattern": "^[0-9]+$"}
 AMOUNTS = section({"cpu": TEXT, "memory": TEXT, "nvidia.com/gpu": WHOLE})
+COUNT = {"type": "integer", "minimum": 0}
+SECRET = section(
+    {
+        "secretKeyRef": section(
+            {"name": TEXT, "key": TEXT, "optional": {"type": "boolean"}},
+        )
+    }
+)
 POD = section(
     {
         "metadata": section({"labels": LABELS}),
         "spec": section(
             {
+                "securityContext": section({"fsGroup": COUNT}),
                 "containers": listed(
                     section(
                         {
                             "name": TEXT,
                             "image": TEXT,
+                            "env": listed(section({"name": TEXT}, value=TEXT, valueFrom=SECRET)),
                             "resources": section({"limits": AMOUNTS, "requests": AMOUNTS}),
                             "volumeMounts": listed(section({"name": TEXT, "mountPath": TEXT})),
                         }
@@ -63,7 +73,6 @@ POD = section(
         ),
     }
 )
-COUNT = {"type": "integer", "minimum": 0}
 START = {"type": "object", "additionalProperties": {"type": "string"}}  # Go: map[string]string
 RAY_JOB = section(
     {

@@ -156,7 +156,15 @@ def test_a_gpu_that_is_too_small_is_told(ppo):
 def test_a_model_that_is_not_here_is_one_line(rm):
     text = told(rm("model.path=nobody/has-this-model"))
     assert text.count("nobody/has-this-model: no config to be read offline") == 1
+    assert "could not be estimated" not in text and "speed" not in text
+    assert "trainer x 2: not known" in text and "at least" in text
+
+
+def test_a_reward_model_that_is_not_here_leaves_the_rest(ppo):
+    text = told(ppo("reward.path=runs/not_yet/model"))
     assert "could not be estimated" not in text
+    assert "scorer x" in text and "runs/not_yet/model: no config" in text
+    assert re.search(r"learner x \d: [\d.]+ each", text)
 
 
 def test_a_cluster_file_may_declare_memory_and_speed(tmp_path):
