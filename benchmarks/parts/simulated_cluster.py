@@ -47,6 +47,7 @@ class Speeds:
         restart_s: seconds from a death until the replacement is ready.
         deaths_per_hour: of each engine and each scorer.
         slow: share of scorers that are ten times slower.
+        all_die_s: when every engine and scorer of that time dies at once.
     """
 
     decode_s: float = 0.02
@@ -61,6 +62,7 @@ class Speeds:
     mean_length: float = 400.0
     longest: int = 4096
     prompt: int = 200
+    all_die_s: float = math.inf
 
 
 class Ref:
@@ -210,12 +212,13 @@ class _Actor:
     def __init__(self, cluster: SimulatedCluster, ready_after: float) -> None:
         self.cluster, self.alive = cluster, True
         self._promised: list[Ref] = []
+        cluster.actors.append(self)
         transport = cluster.transport
         self.ready = transport.schedule(Ref(transport.now() + ready_after, "0:0"))
         rate = cluster.speeds.deaths_per_hour / 3600
         if rate > 0:
             dies = transport.now() + ready_after + cluster.rng.exponential(1 / rate)
-            transport.schedule(Death(dies, self._die))
+            transport.schedule(Death(dies, self.die))
 
     def promise(self, ref: Ref) -> Ref:
         now = self.cluster.transport.now()
@@ -228,7 +231,14 @@ class _Actor:
             self._promised.append(ref)
         return self.cluster.transport.schedule(ref)
 
-    def _die(self) -> None:
+    @property
+    def promises(self) -> list[Ref]:
+        """What it is still at, and somebody waits for."""
+        now = self.cluster.transport.now()
+        at = [ref for ref in self._promised if getattr(ref, "_end", ref.at) > now]
+        return [ref for ref in at if not ref.cancelled] if self.alive else []
+
+    def die(self) -> None:
         if not self.alive:
             return
         self.alive = False
@@ -351,22 +361,26 @@ class SimulatedCluster:
         self.timeline = SimpleNamespace(mark=lambda *_, **__: None)
         self.version = Version(0, 0)
         self.learners = SimulatedLearner(self)
+        self.actors: list[_Actor] = []
+        if speeds.all_die_s < math.inf:
+            self.transport.schedule(Death(speeds.all_die_s, self._all_die))
         slow = set(range(math.ceil(speeds.slow * scorers)) if speeds.slow else ())
         # The first ones are there at once; who is spawned later has to start.
         self._started = False
-        self.rollouts = Pool(
-            "rollout", self._spawn_engine, engines, transport=self.transport, max_replacements=10**9
-        )
+        self.rollouts = Pool("rollout", self._spawn_engine, engines, transport=self.transport)
         self.scorers = Pool(
             "scorer",
             lambda slot: self._spawn_scorer(slot in slow),
             scorers,
             transport=self.transport,
-            max_replacements=10**9,
         )
         self._started = True
         for pool in (self.rollouts, self.scorers):
             pool.wait_ready(1.0)
+
+    def _all_die(self) -> None:
+        for actor in list(self.actors):
+            actor.die()
 
     def length(self, seed: int) -> int:
         """Tokens of the answer with that seed: log-normal, cut at the longest."""
@@ -391,6 +405,8 @@ class SimulatedCluster:
 
     def send_weights(self, exported: list[Any]) -> None:
         self.version = self.learners.gather(exported)[0]
+        writing = [a for a in self.actors if isinstance(a, Engine) and a.promises]
+        assert not writing, f"{len(writing)} engines got weights while they wrote"
         self.transport.get(Ref(self.transport.now() + self.speeds.sync_s))
 
     def _spawn_engine(self, slot: int) -> tuple[Any, Any]:

@@ -235,7 +235,7 @@ class _Sampling:
             return
         if event.kind == "gone":  # its prompts
             self._again(shard)
-        elif event.kind == "lost":
+        elif event.kind in ("lost", "end"):  # at the end a batch may have been passed over
             self._generate(shard)
         elif event.kind == "item":
             batch, metadata = event.value

@@ -144,9 +144,11 @@ class Shard:
         return [(self._row_of[name], name, seed(name, self._seed)) for name in lacking]
 
     def generated(self, batch: Any, uids: list[str]) -> bool:
-        """Note a batch; whether it is news. A prompt's answers come together or not at all."""
-        if not self._ledger.record(GENERATED, uids):
+        """Note a batch; whether it is news. It counts whole or not at all: two who are at the same
+        rows may write them differently."""
+        if any(self._ledger.has(GENERATED, name) for name in uids):
             return False
+        self._ledger.record(GENERATED, uids)
         self.batches.append(batch)
         return True
 

@@ -128,6 +128,7 @@ class _Driver:
         self._incarnation = next_incarnation(folder)
         self._updates = Updates("ppo.optimizer", config.ppo.optimizer.tokens_per_micro_batch)
         self._step = 0  # updates made
+        self._begun = False
         self._best: float | None = None
 
     # ----------------------------------------------------------------- the run
@@ -171,18 +172,25 @@ class _Driver:
             config, self._cast, self._stream, self._prompts, self._ids, self._incarnation
         )
         self._cast.wait()
-        self._rewards.prepare(self._prompts, self._ids, *held_out_prompts)
-        self._at_start = self._learned.state_dict()
-        if saved is not None:
-            self._restore(*saved, self._incarnation)
+        self._saved, self._to_compare = saved, (self._prompts, self._ids, *held_out_prompts)
 
     def train(self) -> None:
         """All steps, and the policy saved; learner ranks that die are replaced."""
         keep_going(self._train, self._recover, lambda: self._step, self._table.message)
 
+    def _begin(self) -> None:
+        """What rewards are compared with, and the checkpoint to go on from."""
+        self._rewards.prepare(*self._to_compare)
+        self._at_start = self._learned.state_dict()
+        if self._saved is not None:
+            self._restore(*self._saved, self._incarnation)
+        self._begun = True
+
     def _train(self) -> None:
         """The loop over steps."""
         config = self._config
+        if not self._begun:
+            self._begin()
         if self._step == 0:
             metrics = {"step": 0, **self._evaluate("before")}
             self._watch.look(metrics, self._held_out.values)
@@ -349,19 +357,22 @@ class _Driver:
         self._table.status("starting new learners")
         self._stream.forget()
         self._cast.revive_learners()
-        incarnation = next_incarnation(self._folder)
+        if not self._begun:
+            return  # `_begin` comes again
+        self._incarnation = next_incarnation(self._folder)
         saved = self._snapshots.latest()
         if saved is None:
             self._best = None
-            self._go_on_after(0, self._at_start, incarnation)
+            self._go_on_after(0, self._at_start, self._incarnation)
         else:
-            self._restore(*saved, incarnation)
+            self._restore(*saved, self._incarnation)
 
     def _go_on_after(self, step: int, state: dict[str, Any], incarnation: int) -> None:
         """The driver as it was after `step`; the learner is so already."""
         self._learned.load_state_dict(state)
         self._step = step
         self._ledger.cut_after(step)
+        self._refused.cut_after(step)
         self._tracker.resume(step or -1)  # from the start the first evaluation is made again
         self._ahead.restore(step, incarnation)
         self._table.message(f"resumed after step {step}, weights {self._ahead.version}")

@@ -111,20 +111,19 @@ class Ahead:
         self._stream.settle()
         self._push(wait=True)
 
-    def _begin_export(self, step: int) -> None:
+    def _begin_export(self, step: int) -> tuple[Version, list[Any]]:
         version = Version(self.version.incarnation, step)
         self._export = version, self._cast.begin_export(version)
+        return self._export
 
     def _push(self, wait: bool) -> None:
         """Give idle engines the newest weights, where they are ready or are waited for."""
-        while self._export is not None:
-            version, refs = self._export
+        while self._export is not None or self._updated == self._issued > self.version.step:
+            # None: updates were made while the last weights waited for the engines.
+            version, refs = self._export or self._begin_export(self._updated)
             if not wait and not self._cast.transport.all_ready(refs):
                 return
             began = time.perf_counter()
             self._cast.send_weights(refs)
             self.version, self._export = version, None
             self.sync_seconds += time.perf_counter() - began
-            # Another update, made while these weights waited for the engines.
-            if self._updated == self._issued > version.step:
-                self._begin_export(self._updated)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
 from grm_ray.config.load import ConfigError
 from grm_ray.config.schema import Source
@@ -105,8 +104,7 @@ class Canaries:
         self._stream.begin(gathering)
         gathering.release()
         self._stream.gather(gathering)
-        said = pa.concat_tables(ray.get(gathering.step.rollouts))
-        said = said.select(["uid", "prompt", "response"])
+        said = gathering.step.texts()
         answers = dict(zip(said["uid"].to_pylist(), said["response"].to_pylist(), strict=True))
         right = {u: self.is_right(u.split(":")[0], answer) for u, answer in answers.items()}
         said = said.append_column("right", pa.array([right[u] for u in said["uid"].to_pylist()]))

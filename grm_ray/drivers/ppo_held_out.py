@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
 from grm_ray.config.ppo import PpoJob
 from grm_ray.drivers.ppo_canaries import Canaries
@@ -117,7 +116,7 @@ def save_samples(
         columns: what became of the scores, in the order of the step's rows.
         members: names of those who gave them.
     """
-    said = pa.concat_tables(ray.get(step.rollouts)).select(["uid", "prompt", "response"])
+    said = step.texts()
     uids = said["uid"].to_pylist()
     at = {name: i for i, name in enumerate(step.ledger.uids)}
     order = [at[name] for name in uids]

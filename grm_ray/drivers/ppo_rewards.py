@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
 from grm_ray.config.load import ConfigError
 from grm_ray.config.ppo import PpoJob
@@ -171,7 +170,7 @@ class PolicyRewards:
         self._stream.begin(gathering)
         self._stream.gather(gathering, lambda done: self._progress(done, len(rows)))
         step = gathering.step
-        said = pa.concat_tables(ray.get(step.rollouts)).select(["uid", "prompt", "response"])
+        said = step.texts()
         place = {name: i for i, name in enumerate(said["uid"].to_pylist())}
         said = said.take(pa.array([place[name] for name in step.ledger.uids]))
         found = step.column("scores").astype(np.float32)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 
 from grm_ray.config.ends import RunStopped
 from grm_ray.data.packing import by_key
@@ -22,6 +23,8 @@ SCALARS = ("kl", "penalty", "entropy", "gap")
 # What a scorer says of each row: a list a row for the first two.
 SCORED_COLUMNS = ("scores", "rules", "true_reward", "refused")
 SCORED, EVALUATED, GENERATED = "scored", "evaluated", "generated"
+
+_LOST = "a batch of rows went with the machine that held it"
 
 
 @dataclass
@@ -54,6 +57,17 @@ class Step:
         values = np.array([row[name] for row in self.rows.values()], dtype=float)
         known = values[np.isfinite(values)]
         return float(known.mean()) if len(known) else None
+
+    def texts(self) -> pa.Table:
+        """`uid`, `prompt` and `response` of every row, in no order.
+
+        Raises:
+            RankDied: a batch went with a machine; the learner lacks it as well.
+        """
+        try:
+            return pa.concat_tables(ray.get(self.rollouts)).select(["uid", "prompt", "response"])
+        except ray.exceptions.ObjectLostError as error:
+            raise RankDied(_LOST) from error
 
     @property
     def learnable(self) -> np.ndarray:
@@ -157,9 +171,8 @@ class Gathering:
         step = self.step
         if event.kind == "gone":
             raise RunStopped("the table of prompts went with the machine that held it")
-        if event.kind == "lost":
-            lacking = set(step.ledger.lacking(GENERATED))
-            again = [u for u in event.work.payload[1] if u in lacking]
+        if event.kind in ("lost", "end"):  # at the end too: see below
+            again = [u for u in event.work.payload[1] if not step.ledger.has(GENERATED, u)]
             if again:
                 self._request(again)
         elif event.kind == "item":
@@ -168,18 +181,20 @@ class Gathering:
                 raise RuntimeError(
                     f"rows written by weights {metadata['versions']}, asked of {self._version}"
                 )
-            fresh = set(step.note(GENERATED, metadata["uids"]))
-            if not fresh:
+            uids = metadata["uids"]
+            # Two may be at the same rows, and write them differently. A batch counts whole or not
+            # at all, so that everything that is known of a row is of one text.
+            if any(step.ledger.has(GENERATED, name) for name in uids):
                 return
+            step.note(GENERATED, uids)
             step.rollouts.append(batch)
-            for i, name in enumerate(metadata["uids"]):
-                if name in fresh:
-                    step.rows[name] = {
-                        "length": metadata["lengths"][i],
-                        "tokens": metadata["tokens"][i],
-                        "finished": metadata["finished"][i],
-                        "version": metadata["versions"][i][1],
-                    }
+            for i, name in enumerate(uids):
+                step.rows[name] = {
+                    "length": metadata["lengths"][i],
+                    "tokens": metadata["tokens"][i],
+                    "finished": metadata["finished"][i],
+                    "version": metadata["versions"][i][1],
+                }
             self._cast.timeline.mark("rows ready", key=metadata["uids"][0])
             self._submit_score(batch)
             if EVALUATED in self._needs:
@@ -209,7 +224,7 @@ class Gathering:
             RankDied: the batch went with a machine. The learner lacks it as well.
         """
         if event.kind == "gone":
-            raise RankDied("a batch of rows went with the machine that held it")
+            raise RankDied(_LOST)
         if event.kind == "lost":
             self._submit_score(event.work.payload[1])
             return

@@ -31,8 +31,9 @@ class Stream:
 
     @property
     def idle(self) -> bool:
-        """Whether the engines have written all that they were asked for."""
-        return all(gathering.generated for gathering in self._active)
+        """Whether the engines have written all that they were asked for, the second of two who were
+        at the same rows included."""
+        return self._cast.rollouts.idle and all(g.generated for g in self._active)
 
     def begin(self, gathering: Gathering) -> None:
         self._active.append(gathering)

@@ -17,7 +17,7 @@ from grm_ray.drivers.groups import Group
 from grm_ray.drivers.reward_stages import rules_of
 from grm_ray.models.checkpoint import local_folder
 from grm_ray.runtime import cluster
-from grm_ray.runtime.failures import DEATHS
+from grm_ray.runtime.failures import Failure, kind_of
 from grm_ray.runtime.placement import Bundle
 from grm_ray.runtime.pool import Pool, must_show
 from grm_ray.runtime.timeline import Timeline
@@ -52,7 +52,8 @@ class PpoCast:
         self.transport = RayTransport()
         self._update: WeightUpdate | None = None
         self._blob: Any = None
-        self._admitting: list[Any] = []
+        self._admitting: dict[Any, Any] = {}  # replacement -> its first weights
+        self._asleep = False
         self._plain = config.model_dump(mode="json")
         self._tokens = [0] * config.workers.learner.count
         self.learners_replaced = 0
@@ -118,6 +119,8 @@ class PpoCast:
         self._admitting.clear()
         self._tokens = [0] * len(self._tokens)
         self.learners.restart()
+        if self._asleep:
+            self._of_engines("wake_up")
 
     @property
     def evaluates_together(self) -> bool:
@@ -151,8 +154,20 @@ class PpoCast:
             self._of_engines("wake_up")
 
     def _of_engines(self, method: str) -> None:
-        refs = [getattr(h, method).remote() for h in self.rollouts.ready_handles]
-        ray.get(refs, timeout=self._config.timeout_s)
+        self._asleep = method == "sleep"
+        self._all_engines(lambda engine: getattr(engine, method).remote())
+
+    def _all_engines(self, call: Callable[[Any], Any]) -> None:
+        """Every engine does `call`, or is replaced."""
+        refs = {handle: call(handle) for handle in self.rollouts.ready_handles}
+        for handle, ref in refs.items():
+            try:
+                ray.get(ref, timeout=self._config.timeout_s)
+            except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
+                silent = isinstance(error, ray.exceptions.GetTimeoutError)
+                if not silent and kind_of(error) is Failure.PROGRAM:
+                    raise
+                self.rollouts.replace_dead(handle, error)
 
     def begin_export(self, version: Version) -> list[Any]:
         """Have the ranks lay their weights ready after all that they were asked for before.
@@ -161,7 +176,11 @@ class PpoCast:
         """
         # A replacement may be reading the version before; its file is written over in turn.
         if self._admitting:
-            ray.wait(self._admitting, num_returns=len(self._admitting), timeout=60)
+            refs = list(self._admitting.values())
+            done, _ = ray.wait(refs, num_returns=len(refs), timeout=self._config.timeout_s)
+            for handle, ref in self._admitting.items():
+                if ref not in done:
+                    self.rollouts.replace_dead(handle, TimeoutError("it took no weights"))
             self._admitting.clear()
         return [rank.export_weights.remote(version) for rank in self.learners.ranks]
 
@@ -177,15 +196,7 @@ class PpoCast:
             self._tokens = [0] * len(self._tokens)
             return
         self._blob = self._bytes_if_needed()
-        refs = {
-            handle: handle.update_weights.remote(self._update, self._blob)
-            for handle in self.rollouts.ready_handles
-        }
-        for handle, ref in refs.items():
-            try:
-                ray.get(ref, timeout=self._config.timeout_s)
-            except DEATHS as error:
-                self.rollouts.replace_dead(handle, error)
+        self._all_engines(lambda engine: engine.update_weights.remote(self._update, self._blob))
         self._tokens = [0] * len(self._tokens)
 
     def close(self) -> None:
@@ -204,7 +215,9 @@ class PpoCast:
         alive = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
         if len(alive) == 1:
             return None
-        return self.learners.ranks[0].weight_bytes.remote()
+        blob, there = self.learners.ranks[0].weight_bytes.options(num_returns=2).remote()
+        self.learners.gather([there])  # that the rank died shall not look like the engines' fault
+        return blob
 
     def _options(self, role: str, slot: int, workers: Workers) -> dict[str, Any]:
         bundle = next(b for b in self._wanted if (b.role, b.slot) == (role, slot))
@@ -245,7 +258,7 @@ class PpoCast:
             loading = self.learners.ranks[0].send_weights.remote([worker])
         else:
             loading = worker.update_weights.remote(self._update, self._blob)
-        self._admitting.append(loading)
+        self._admitting[worker] = loading
         return loading
 
     def _spawn_scorer(self, slot: int) -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -17,6 +18,18 @@ class Refused:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "refused.jsonl"
+
+    def cut_after(self, step: int) -> None:
+        """Forget what is said of later steps, which are made again, and of a half-written line."""
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text("utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                if int(json.loads(line)["samples"].removeprefix("step-")) <= step:
+                    kept.append(line + "\n")
+        with writing(self._path):
+            self._path.write_text("".join(kept), encoding="utf-8")
 
     def note(self, step: Step, where: str) -> str | None:
         """Write down the refused rows of `step`; what to tell the user of them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -98,7 +99,7 @@ class _Driver:
         self._group = Group(make, world, config.timeout_s)
         budget = config.training.optimizer.tokens_per_micro_batch
         self._updates = Updates("training.optimizer", budget)
-        self._step = 0
+        self._step, self._begun = 0, False
         self._best: float | None = None
         self._scores: dict[str, dict[str, Any]] = {}
 
@@ -127,7 +128,7 @@ class _Driver:
         self._total = math.ceil(self._rows / self._per_step)  # the last step may be shorter
         self._alarms = Alarms(self._per_step, self._total)
         self._group.end_setup()
-        self._begin(saved)
+        self._saved = saved
 
     def _begin(self, saved: tuple[Path, dict] | None) -> None:
         """Bring fresh ranks to the checkpoint, or to the start."""
@@ -143,11 +144,14 @@ class _Driver:
                 self._best = saved[1]["best"]  # of another set it would say nothing
             self._tracker.resume(self._step)
             self._table.message(f"resumed after step {self._step}")
+        self._begun = True
 
     def _recover(self) -> None:
         """New ranks, brought to the last checkpoint, or to the start of the run."""
         self._table.status("starting new trainers")
         self._group.restart()
+        if not self._begun:
+            return  # `_begin` comes again
         self._scores = {}
         saved = self._snapshots.latest()
         if saved is None:
@@ -163,6 +167,8 @@ class _Driver:
     def _train(self) -> None:
         """The loop: plan, step, evaluate, checkpoint."""
         config = self._config
+        if not self._begun:
+            self._begin(self._saved)
         if self._step == 0 and config.training.eval_every:
             self._tracker.log({"step": 0, **self._evaluate()})
         while self._step < self._total:
@@ -202,24 +208,30 @@ class _Driver:
     def _reference(self) -> np.ndarray:
         """`(rows, 2)` log-probs under the starting model, of the rows that the run will see.
 
-        They depend on nothing that changes: made once, and kept for a resumed run.
+        They depend on nothing that changes: made once, block by block, and kept for a resumed run.
         """
         file = self._folder / "reference_logprobs.npy"
         if file.exists():
             return np.load(file)
         self._table.status("log-probs of the starting model")
         train, ranks = self._sets["train"], self._group.ranks
-        used = sorted({row for row, _ in self._order.take(0, self._total * self._per_step)})
+        beside = file.with_suffix(".part.npy")
         logprobs = np.full((len(train.uids), 2), np.nan, np.float32)
-        for shares in train.in_blocks(used, len(ranks)):
+        if beside.exists():  # of a group that died, or a run that was killed
+            with contextlib.suppress(ValueError, OSError):
+                logprobs[:] = np.load(beside)
+        used = {row for row, _ in self._order.take(0, self._total * self._per_step)}
+        lacking = sorted(row for row in used if np.isnan(logprobs[row]).any())
+        for shares in train.in_blocks(lacking, len(ranks)):
             calls = [
                 rank.reference_logprobs.remote(share)
                 for rank, share in zip(ranks, shares, strict=True)
             ]
             for share, found in zip(shares, self._group.gather(calls), strict=True):
                 logprobs[share] = found
-        beside = file.with_suffix(".part.npy")
-        np.save(beside, logprobs)
+            with writing(beside), beside.with_suffix(".new").open("wb") as out:
+                np.save(out, logprobs)
+            beside.with_suffix(".new").replace(beside)
         beside.replace(file)
         return logprobs
 

@@ -70,6 +70,7 @@ def run(config: ServeJob, resume: bool = False) -> None:
                 config.rows_per_batch,
                 limits.waiting_rows,
                 limits.waiting_bytes,
+                config.timeout_s,
             )
             service.start()
             try:

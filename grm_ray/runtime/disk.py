@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,15 @@ def not_written(path: Path, error: Exception) -> NotWritten:
     return NotWritten(
         f"{path} could not be written ({reason}): free space there, or let this user write to it"
     )
+
+
+def synced(path: Path) -> None:
+    """Have what `path`, a file or a folder, holds reach the disk before this returns."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def check_writable(folder: Path) -> None:

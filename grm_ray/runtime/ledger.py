@@ -49,6 +49,10 @@ class StepLedger:
             self._left[stage] -= len(fresh)
         return fresh
 
+    def has(self, stage: str, uid: str) -> bool:
+        """Whether `stage` is done for a row."""
+        return stage in self._done[uid]
+
     def left(self, stage: str) -> int:
         """How many rows still need `stage`.
 

@@ -50,8 +50,9 @@ class Pool:
         spawn: slot -> (actor handle, reference that resolves when it may serve).
         count: number of workers.
         depth: pieces of work a worker may hold at once.
-        max_replacements: consecutive deaths without finished work after which the pool gives up;
-            a place whose workers die as often in a row while others work stays empty.
+        max_replacements: a place whose workers die more often than this in a row stays empty. The
+            pool gives up when nobody got anything done between as many deaths, and one more for
+            each place but the first: those of one machine may all die at once.
         admit: (handle, what its ready call gave) -> None when it may serve, or a reference to
             wait for and ask about again: a worker that was long in starting is brought up to date.
             It may raise `PoolFailed`: it will never serve.
@@ -81,6 +82,7 @@ class Pool:
         self._patience = patience or Patience()
         self._transport = transport or RayTransport()
         self._deaths = 0
+        self._served = False  # whether anyone ever did
         self._line: deque[Work] = deque()
         self._looked = self._transport.now()
         self._members = Members(depth, count, self._transport.now)
@@ -107,6 +109,11 @@ class Pool:
     def busy(self) -> list[Any]:
         """Handles of those who have work in hand."""
         return [member.handle for member in self._members if member.pieces]
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody has work in hand, and none is in the line."""
+        return not self._line and not self._members.at_work
 
     def works(self) -> list[Work]:
         """What is not finished, given out or not; once, however many are at it."""
@@ -216,7 +223,8 @@ class Pool:
         try:
             value = self._transport.get(member.ready_ref)
         except Exception as error:
-            if kind_of(error) is Failure.INFRASTRUCTURE:
+            # A role that has served can start: what keeps it from that now may pass.
+            if self._served or kind_of(error) is not Failure.PROGRAM:
                 return self._replace(member, error)
             cause = getattr(error, "cause", error)
             raise PoolFailed(f"{self.role} {member.slot} cannot start: {cause}") from error
@@ -227,6 +235,7 @@ class Pool:
             self._members.watch_ready(member, not_yet)
             return []
         member.learn(Sign.CURRENT)
+        self._served = True
         self._members.serves(member)
         self._dispatch()
         return []
@@ -240,6 +249,7 @@ class Pool:
         except Exception as error:
             return self._failed(member, piece, error)
         self._heard(member)
+        self._deaths = member.deaths = 0
         events = [] if piece.void else [Event(kind, piece.work, value)]
         if kind != "item":
             self._finished(member, piece)
@@ -269,9 +279,9 @@ class Pool:
 
     def _finished(self, member: Member, piece: Piece) -> None:
         self._members.drop(member, piece)
-        self._deaths = member.deaths = 0
-        for other, twin in self._members.twins(piece):
-            self._void(other, twin)
+        if not piece.void:
+            for other, twin in self._members.twins(piece):
+                self._void(other, twin)
         self._dispatch()
 
     def _failed(self, member: Member, piece: Piece, error: Exception) -> list[Event]:
@@ -304,7 +314,8 @@ class Pool:
         self._deaths += bool(alone or not lost)
         member.deaths += 1
         self.replaced += 1
-        if self._deaths > self._max:
+        # All that die with one machine die in a row as well.
+        if self._deaths > self._max + len(self.states) - 1:
             raise PoolFailed(f"{self.role} died {self._deaths} times in a row: {cause}") from cause
         self._patience.forget(member.slot)
         self._transport.kill(member.handle)

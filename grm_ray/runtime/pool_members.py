@@ -119,8 +119,14 @@ class Members:
         return [m for load in self._by_load[self._depth + 2 :] for m in load.values()]
 
     def twins(self, piece: Piece) -> list[tuple[Member, Piece]]:
-        """Others who are at the same work."""
-        return [x for x in self._at.get(id(piece.work), []) if x[1] is not piece]
+        """Others who are at the same work, and whose result somebody waits for."""
+        at = self._at.get(id(piece.work), [])
+        return [x for x in at if x[1] is not piece and not x[1].void]
+
+    @property
+    def at_work(self) -> bool:
+        """Whether anyone holds a piece."""
+        return bool(self._busy_from)
 
     def busy_share(self) -> float:
         """Mean share of the time since the last call in which a worker had work."""

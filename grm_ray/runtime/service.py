@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
+import time
 from collections import OrderedDict, deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from grm_ray.runtime.pool import Event, Pool, Work
+from grm_ray.runtime.pool import Event, Pool, PoolFailed, Work
 
 _LOOK_S = 0.02  # how long new requests may lie while the pool is at work
 _REMEMBERED = 1024  # requests that killed scorers
@@ -58,24 +59,29 @@ class ScoringService(threading.Thread):
         pool: of `workers.scorer.Scorer`, ready.
         rows_per_batch: rows that a scorer gets at once; a larger request goes as it is.
         most_rows, most_bytes: of all requests under way.
+        timeout_s: the service is over when no scorer could be started for so long.
 
     Attributes:
         failed: why the service is over, None while it is not.
         scored_rows: since it began.
     """
 
-    def __init__(self, pool: Pool, rows_per_batch: int, most_rows: int, most_bytes: int) -> None:
+    def __init__(
+        self, pool: Pool, rows_per_batch: int, most_rows: int, most_bytes: int, timeout_s: float
+    ) -> None:
         super().__init__(name="scoring service", daemon=True)
         self.failed: BaseException | None = None
         self.scored_rows = 0
         self._pool, self._batch = pool, rows_per_batch
         self._most_rows, self._most_bytes = most_rows, most_bytes
+        self._timeout, self._heard = timeout_s, time.monotonic()
         self._asked: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._waiting: deque[_Request] = deque()
         self._suspects: deque[_Request] = deque()
         self._suspected = False  # whether one of them is being tried
         self._deadly: OrderedDict[bytes, None] = OrderedDict()
         self._lock, self._rows, self._bytes, self._working = threading.Lock(), 0, 0, 0
+        self._open: set[_Request] = set()  # not answered yet
 
     @property
     def waiting_rows(self) -> int:
@@ -98,6 +104,7 @@ class ScoringService(threading.Thread):
                 raise Busy(f"{self._bytes} bytes are waiting, {self._most_bytes} may")
             self._rows += rows.num_rows
             self._bytes += rows.nbytes
+            self._open.add(request)
             self._asked.put(request)
         return request.future
 
@@ -116,11 +123,8 @@ class ScoringService(threading.Thread):
             cause = error
         with self._lock:
             self.failed = cause
-        while not self._asked.empty():
-            if (request := self._asked.get()) is not None:
-                self._waiting.append(request)
-        held = [request for work in self._pool.works() for request in work.payload]
-        for request in [*self._waiting, *self._suspects, *held]:
+            left = list(self._open)
+        for request in left:
             self._fail(request, Busy("the scorers are gone"))
 
     # ------------------------------------------------------------------ inside
@@ -174,8 +178,14 @@ class ScoringService(threading.Thread):
         if not waiting:
             return
         ready, _ = ray.wait(waiting, num_returns=1, timeout=_LOOK_S, fetch_local=False)
-        events = [event for ref in ready for event in self._pool.handle(ref)]
-        for event in [*events, *self._pool.look_after()]:
+        if ready or self._pool.busy or not self._working:
+            self._heard = time.monotonic()
+        elif time.monotonic() - self._heard > self._timeout:
+            raise PoolFailed(f"no scorer could be started for {self._timeout} s")
+        for ref in ready:
+            for event in self._pool.handle(ref):
+                self._on(event)
+        for event in self._pool.look_after():
             self._on(event)
 
     def _on(self, event: Event) -> None:
@@ -225,6 +235,7 @@ class ScoringService(threading.Thread):
 
     def _done(self, request: _Request) -> None:
         with self._lock:
+            self._open.discard(request)
             self._rows -= request.rows.num_rows
             self._bytes -= request.rows.nbytes
 
@@ -243,7 +254,7 @@ def score_once(pool: Pool, rows: pa.Table, timeout_s: float) -> Any:
         Busy: no scorer answered in time.
         Refused: as `ScoringService.ask`.
     """
-    service = ScoringService(pool, rows.num_rows, rows.num_rows, rows.nbytes)
+    service = ScoringService(pool, rows.num_rows, rows.num_rows, rows.nbytes, timeout_s)
     service.start()
     try:
         return service.ask(rows).result(timeout_s)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from grm_ray.config.ends import NotWritten
-from grm_ray.runtime.disk import writing
+from grm_ray.runtime.disk import synced, writing
 
 STATE = "state.json"
 
@@ -36,13 +35,14 @@ class Snapshots:
                 shutil.rmtree(part, ignore_errors=True)
                 part.mkdir()
                 state = fill(part)
-                with (part / STATE).open("w", encoding="utf-8") as out:
-                    json.dump({"step": step, **state}, out, indent=1)
-                    out.flush()
-                    os.fsync(out.fileno())
+                (part / STATE).write_text(json.dumps({"step": step, **state}, indent=1), "utf-8")
+                # On the disk before it has its name, and before an older one goes.
+                for path in [*part.rglob("*"), part]:
+                    synced(path)
                 if target.exists():
                     shutil.rmtree(target)
                 part.rename(target)
+                synced(self._folder)
         except NotWritten:
             shutil.rmtree(part, ignore_errors=True)  # its space is what others may lack
             raise
@@ -64,7 +64,8 @@ class Snapshots:
     def all(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
         found = self._folder.glob("step-*") if self._folder.is_dir() else []
-        return sorted(p for p in found if (p / STATE).is_file() and not p.name.endswith(".part"))
+        whole = [p for p in found if p.name[5:].isdigit() and (p / STATE).is_file()]
+        return sorted(whole, key=lambda p: int(p.name[5:]))
 
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
         complete = self.all()

@@ -7,12 +7,14 @@ incarnation, so that versions only ever grow although the step goes back.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import secrets
 import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import xxhash
@@ -76,13 +78,13 @@ class WeightFiles:
     """Where one writer lays its versions: two shared-memory files that take turns.
 
     Written over, a file costs a memory copy and no new page; and the file that a late reader may
-    still have open is not the one that is written next. The name carries this process's id, so
-    that `remove_stale` can tell when its writer died.
+    still have open is not the one that is written next. Both are locked while this lives, so that
+    `remove_stale` can tell when their writer died.
     """
 
     def __init__(self) -> None:
-        stem = SHARED_MEMORY / f"{_PREFIX}{os.getpid()}-"
-        self._paths = [Path(f"{stem}{turn}") for turn in "ab"]
+        self._paths = [_new_path() for _ in range(2)]
+        self._locks = [_locked(path) for path in self._paths]
 
     def reserve(self, size: int) -> None:
         """Take up `size` bytes a file beforehand: while engines start, new pages cost nobody time.
@@ -101,7 +103,7 @@ class WeightFiles:
         dtypes: list[str] = []
         shapes: list[list[int]] = []
         digest = xxhash.xxh3_128()
-        with path.open("r+b" if path.exists() else "wb") as file:
+        with path.open("r+b") as file:
             for name, weight in weights:
                 weight = weight.detach().contiguous().cpu()
                 view = memoryview(weight.reshape(-1).view(torch.uint8).numpy())
@@ -116,8 +118,9 @@ class WeightFiles:
 
     def remove(self) -> None:
         """Free both files; readers that have one mapped keep it."""
-        for path in self._paths:
+        for path, lock in zip(self._paths, self._locks, strict=True):
             path.unlink(missing_ok=True)
+            lock.close()
 
 
 def read(update: WeightUpdate) -> Iterator[tuple[str, torch.Tensor]]:
@@ -142,15 +145,36 @@ def read(update: WeightUpdate) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def remove_stale() -> None:
-    """Free files whose writer was killed before it could."""
+    """Free files whose writer was killed before it could; another user's stay."""
     for path in SHARED_MEMORY.glob(f"{_PREFIX}*"):
-        pid = path.name.removeprefix(_PREFIX).split("-")[0]
-        if pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: its writer lives
+            path.unlink()
 
 
-def write_bytes(blob: Any, update: WeightUpdate) -> WeightUpdate:
-    """Lay another machine's bytes into this machine's shared memory."""
-    path = SHARED_MEMORY / f"{_PREFIX}{os.getpid()}-{update.version}"
-    path.write_bytes(memoryview(blob))
-    return replace(update, path=str(path), host=host())
+@contextlib.contextmanager
+def laid_here(blob: Any, update: WeightUpdate) -> Iterator[WeightUpdate]:
+    """Another machine's bytes in this machine's shared memory, as long as the context lasts."""
+    path = _new_path()
+    lock = _locked(path)
+    try:
+        path.write_bytes(memoryview(blob))
+        yield replace(update, path=str(path), host=host())
+    finally:
+        path.unlink(missing_ok=True)
+        lock.close()
+
+
+def _new_path() -> Path:
+    return SHARED_MEMORY / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """`path`, made and locked until what is returned is closed, or this process ends: a lock says
+    that a writer lives, in whichever container it does."""
+    while True:
+        file = path.open("ab")
+        fcntl.flock(file, fcntl.LOCK_SH)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # `remove_stale` of another process came between

@@ -287,10 +287,11 @@ class Learner:
         self._link.send(workers, self._update.version, *address())
         return str(self._update.version)
 
-    def weight_bytes(self) -> np.ndarray:
-        """The current version's bytes, for rollout workers on other machines."""
+    def weight_bytes(self) -> tuple[np.ndarray, bool]:
+        """The current version's bytes, for rollout workers on other machines; and True, by which
+        others know that they are there, without reading them."""
         assert self._update is not None, "export_weights comes first"
-        return np.fromfile(self._update.path, dtype=np.uint8)
+        return np.fromfile(self._update.path, dtype=np.uint8), True
 
     @traced
     def save_model(self, folder: str, card: str) -> None:

@@ -22,7 +22,13 @@ from grm_ray.data.tables import ROLLOUTS, flat
 from grm_ray.models.backbone import resolve_dtype
 from grm_ray.runtime import logs, scratch, weight_engine
 from grm_ray.runtime.timeline import Timeline, traced
-from grm_ray.runtime.weights import ChecksumError, Version, WeightUpdate, write_bytes
+from grm_ray.runtime.weights import (
+    ChecksumError,
+    Version,
+    WeightUpdate,
+    laid_here,
+    remove_stale,
+)
 
 
 @ray.remote
@@ -55,6 +61,7 @@ class RolloutWorker:
         self._share_devices = share_devices
         self._path = model_path
         self._version = Version(0, 0)
+        self._writing, self._stopped = 0, False  # shares that are being written; for an update
         engine = self._rollout.engine
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(engine.kv_cache_gb)))
         # "nobind": pinning would put several workers' threads on the same first cores.
@@ -74,6 +81,7 @@ class RolloutWorker:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         engine = self._rollout.engine
+        remove_stale()
         weight_engine.register()
         self._engine = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
@@ -107,20 +115,15 @@ class RolloutWorker:
         """
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        local = update
-        if not update.is_here:
-            if blob is None:
-                raise ChecksumError(f"weights {update.version} are on {update.host} only")
-            local = write_bytes(blob, update)
-        with _engine_must_live():
-            await self._engine.start_weight_update()
+        if not update.is_here and blob is None:
+            raise ChecksumError(f"weights {update.version} are on {update.host} only")
+        here = contextlib.nullcontext(update) if update.is_here else laid_here(blob, update)
+        with here as local, _engine_must_live():
+            await self._begin_update()
             await self._engine.update_weights(
                 WeightTransferUpdateRequest(update_info={"update": local.as_dict()})
             )
-            await self._engine.finish_weight_update(weight_version=str(update.version))
-        if local is not update:
-            Path(local.path).unlink(missing_ok=True)
-        self._version = update.version
+            await self._end_update(update.version)
         return str(self._version)
 
     @traced
@@ -139,12 +142,25 @@ class RolloutWorker:
             if step == "init":
                 await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(payload))
             elif step == "start":
-                await self._engine.start_weight_update()
+                await self._begin_update()
             elif step == "update":
                 await self._engine.update_weights(WeightTransferUpdateRequest(update_info=payload))
             else:
-                await self._engine.finish_weight_update(weight_version=str(payload))
-                self._version = payload
+                await self._end_update(payload)
+
+    async def _begin_update(self) -> None:
+        """Rows that nobody waits for any more may still be being written, since to be told to stop
+        takes no time and to stop does: they end here."""
+        self._stopped = self._writing > 0
+        if self._stopped:
+            await self._engine.pause_generation(mode="abort", clear_cache=False)
+        await self._engine.start_weight_update()
+
+    async def _end_update(self, version: Version) -> None:
+        await self._engine.finish_weight_update(weight_version=str(version))
+        if self._stopped:
+            await self._engine.resume_generation()
+        self._version = version
 
     @traced
     async def sleep(self) -> None:
@@ -174,6 +190,7 @@ class RolloutWorker:
         for row, uid, seed in rows:
             samples.setdefault(row, []).append((uid, seed))
         done: asyncio.Queue[list[dict[str, Any]]] = asyncio.Queue()
+        self._writing += 1
         tasks = [
             asyncio.create_task(
                 self._prompt(
@@ -205,6 +222,7 @@ class RolloutWorker:
                     "versions": [(row["incarnation"], row["version"]) for row in batch],
                 }
         finally:
+            self._writing -= 1
             for task in tasks:
                 task.cancel()
 

@@ -40,6 +40,19 @@ def test_each_refused_answer_is_written_down_with_its_reason(tmp_path):
     ]
 
 
+def test_steps_that_are_made_again_are_told_of_once(tmp_path):
+    refused, path = Refused(tmp_path), tmp_path / "refused.jsonl"
+    refused.cut_after(3)
+    for where in ("step-00002", "step-00003", "step-00004"):
+        refused.note(step(["a", None]), where)
+    with path.open("a") as out:
+        out.write('{"samples": "step-00002", "ui')
+    refused.cut_after(3)
+    refused.note(step(["b", None]), "step-00004")
+    lines = [json.loads(line)["samples"] for line in path.read_text().splitlines()]
+    assert lines == ["step-00002", "step-00003", "step-00004"]
+
+
 def test_a_step_of_which_nothing_can_be_scored_ends_the_run(tmp_path):
     with pytest.raises(RunStopped, match="none of 2 answers could be scored: NameError: x"):
         Refused(tmp_path).note(step(["NameError: x", "NameError: x"]), "step-00001")

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from benchmarks.parts.simulated_cluster import Speeds
 from benchmarks.parts.simulated_run import run
+from grm_ray.drivers.ppo_ahead import Ahead
 
 
 @settings(max_examples=12, deadline=None)
@@ -46,3 +47,30 @@ def test_running_ahead_and_streaming_keep_the_learner_busier_than_barriers():
 def test_without_deaths_nothing_is_done_twice(staleness):
     found = run(4, 2, Speeds(), 4, 8, staleness)
     assert found["deaths"] == found["replaced"] == found["retries"] == 0
+
+
+@pytest.mark.parametrize("when", [30.0, 55.0, 90.0])
+def test_a_machine_with_every_engine_and_scorer_goes_and_the_run_does_not(when):
+    found = run(8, 6, Speeds(restart_s=20.0, all_die_s=when), 3, 8)
+    assert found["deaths"] == 14 and found["replaced"] >= 8
+
+
+@pytest.mark.parametrize(("engines", "staleness", "seed"), [(4, 1, 0), (8, 1, 1), (8, 2, 2)])
+def test_engines_get_weights_only_when_nobody_writes(engines, staleness, seed):
+    """`SimulatedCluster.send_weights` looks; hedged work makes two engines write the same rows."""
+    found = run(engines, 2, Speeds(), 6, 16, staleness, seed)
+    assert found["hedged"] > 0
+
+
+@pytest.mark.parametrize("staleness", [2, 3])
+def test_held_out_prompts_are_answered_by_the_newest_weights(staleness, monkeypatch):
+    seen = []
+
+    def settled(ahead, step, updated=Ahead.updated):
+        updated(ahead, step)
+        ahead.settle()
+        seen.append((step, ahead.version.step))
+
+    monkeypatch.setattr(Ahead, "updated", settled)
+    run(4, 2, Speeds(learn_tokens=25_000.0, evaluate_tokens=40_000.0), 8, 16, staleness)
+    assert seen == [(step, step) for step in range(1, 9)]

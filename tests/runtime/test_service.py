@@ -36,11 +36,11 @@ def spawn(slot):
     return handle, handle.start.remote()
 
 
-@pytest.fixture
-def service(small_cluster):
-    pool = Pool("scorer", spawn, count=2, dead_s=3)
+@pytest.fixture(params=[2])
+def service(small_cluster, request):
+    pool = Pool("scorer", spawn, count=request.param, dead_s=3)
     pool.wait_ready(60)
-    made = ScoringService(pool, rows_per_batch=8, most_rows=100, most_bytes=10_000)
+    made = ScoringService(pool, rows_per_batch=8, most_rows=100, most_bytes=10_000, timeout_s=60)
     made.start()
     yield made
     made.stop()
@@ -120,3 +120,14 @@ def test_the_end_is_told_to_whoever_waits(service):
         future.result(10)
     with pytest.raises(Busy, match="the scorers are gone"):
         service.ask(rows("fine"))
+
+
+@pytest.mark.parametrize("service", [4], indirect=True)
+def test_as_many_deadly_requests_as_scorers_at_once(service):
+    deadly = [service.ask(rows("poison", "x" * n)) for n in range(4)]
+    good = [service.ask(rows("x" * n)) for n in range(1, 9)]
+    for future in deadly:
+        with pytest.raises(Refused, match="scorers die of these rows"):
+            future.result(120)
+    assert [scores(future) for future in good] == [[float(n)] for n in range(1, 9)]
+    assert service.failed is None and service.waiting_rows == 0

@@ -25,6 +25,14 @@ def test_the_newest_are_kept(tmp_path):
     assert state == {"step": 15, "value": "15"} and (path / "data").read_text() == "15"
 
 
+def test_a_later_step_with_more_digits_is_the_newer_one(tmp_path):
+    snapshots = Snapshots(tmp_path, keep=2)
+    for step in (99_000, 100_000, 101_000):
+        snapshots.write(step, fill(str(step)))
+    assert [p.name for p in snapshots.all()] == ["step-100000", "step-101000"]
+    assert snapshots.latest()[1]["step"] == 101_000
+
+
 def test_a_failed_write_leaves_the_old_one_standing(tmp_path):
     snapshots = Snapshots(tmp_path, keep=1)
     snapshots.write(1, fill("good"))

@@ -1,12 +1,17 @@
 """Weights arrive as they were sent, or not at all."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from grm_ray.runtime import weights
 from grm_ray.runtime.weights import ChecksumError, Version, WeightUpdate
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -57,10 +62,36 @@ def test_versions_grow_although_the_step_goes_back():
 
 def test_files_of_dead_writers_are_removed(sent):
     _, update = sent
-    stale = weights.SHARED_MEMORY / "grm_ray-weights-999999999-0.1"
-    stale.write_bytes(b"x")
+    code = (
+        "import os; from grm_ray.runtime.weights import WeightFiles; files = WeightFiles(); "
+        "print(files._paths[0], flush=True); os._exit(1)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    stale = Path(said.stdout.strip())
+    assert stale.exists(), said.stderr
     weights.remove_stale()
     assert not stale.exists() and update.is_here
+
+
+def test_files_that_another_user_left_are_left(monkeypatch, tmp_path):
+    monkeypatch.setattr(weights, "SHARED_MEMORY", tmp_path)
+    (tmp_path / "grm_ray-weights-1-a").write_bytes(b"x")
+
+    def refuse(path):
+        raise PermissionError(1, "not yours", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    weights.remove_stale()
+
+
+def test_bytes_of_another_machine_are_here_as_long_as_they_are_read(sent):
+    tensors, update = sent
+    blob = np.fromfile(update.path, dtype=np.uint8)
+    with weights.laid_here(blob, update) as local:
+        weights.remove_stale()
+        assert local.path != update.path and local.is_here
+        assert {name for name, _ in weights.read(local)} == set(tensors)
+    assert not os.path.exists(local.path)
 
 
 def test_room_taken_up_beforehand_is_written_over_and_cut_to_size():

@@ -1,0 +1,131 @@
+"""What becomes of work in orders of events that real workers show once in a thousand runs."""
+
+import pytest
+from ray.exceptions import ObjectLostError, RayActorError
+
+from grm_ray.runtime.health import Patience, State
+from grm_ray.runtime.pool import Pool, PoolFailed, Work
+
+LOST = ObjectLostError("00" * 28, None, "")
+
+
+class Ref:
+    """A result that the test gives when it is time."""
+
+    def __init__(self):
+        self.value = None
+
+
+class Transport:
+    """A clock that the test moves."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def now(self):
+        return self.seconds
+
+    def get(self, ref):
+        if isinstance(ref.value, Exception):
+            raise ref.value
+        return ref.value
+
+    def wait(self, refs, timeout_s):
+        return refs
+
+    def kill(self, handle):
+        pass
+
+    def cancel(self, ref):
+        pass
+
+
+class Worker:
+    def __init__(self, slot):
+        self.slot, self.ready, self.refs = slot, Ref(), []
+
+    def do(self):
+        self.refs.append(Ref())
+        return self.refs[-1]
+
+
+class Scene:
+    def __init__(self, count):
+        self.workers, self.clock, self.said = [], Transport(), []
+        self.pool = Pool(
+            "worker",
+            self._spawn,
+            count,
+            transport=self.clock,
+            patience=Patience(),
+            say=self.said.append,
+        )
+        self.pool.wait_ready(1)
+
+    def _spawn(self, slot):
+        self.workers.append(Worker(slot))
+        return self.workers[-1], self.workers[-1].ready
+
+    def give(self, ref, value):
+        """The events of `ref` having `value`."""
+        ref.value = value
+        return [event.kind for event in self.pool.handle(ref)]
+
+    def submit(self, work):
+        """Who got it, and the reference."""
+        before = {id(ref) for worker in self.workers for ref in worker.refs}
+        self.pool.submit(work)
+        return next(
+            (worker, ref) for worker in self.workers for ref in worker.refs if id(ref) not in before
+        )
+
+
+def work():
+    return Work(lambda worker: worker.do(), None)
+
+
+def test_a_result_that_nobody_waits_for_says_nothing_of_the_same_work_given_out_again():
+    scene, same = Scene(3), work()
+    scene.pool._patience._allowed = 2.0
+    _, first = scene.submit(same)
+    before = len(scene.workers[1].refs)
+    scene.clock.seconds = 5.0
+    scene.pool.look_after()
+    twin = next(w for w in scene.workers[1:] if len(w.refs) > before).refs[-1]
+    assert scene.pool.hedged == 1
+    assert scene.give(first, LOST) == ["gone"]
+    _, again = scene.submit(same)
+    assert scene.give(twin, 1) == []
+    assert scene.pool.works() == [same]
+    assert scene.give(again, 2) == ["result"]
+    assert scene.pool.works() == []
+
+
+def test_all_places_may_die_at_once_and_again_but_not_for_ever():
+    scene = Scene(6)
+    for worker, ref in [scene.submit(work()) for _ in range(6)]:
+        assert scene.give(ref, RayActorError()) == ["lost"], worker.slot
+    assert scene.pool.replaced == 6
+    for worker in scene.workers[6:]:
+        scene.give(worker.ready, None)
+    with pytest.raises(PoolFailed, match="worker died 9 times in a row"):
+        for _ in range(6):
+            scene.give(scene.submit(work())[1], RayActorError())
+
+
+def test_a_start_that_fails_counts_as_a_death_where_the_role_has_served():
+    scene = Scene(2)
+    _, ref = scene.submit(work())
+    scene.give(ref, RayActorError())
+    scene.give(scene.workers[2].ready, RuntimeError("the device is still taken"))
+    assert scene.pool.replaced == 2 and len(scene.workers) == 4
+    scene.give(scene.workers[3].ready, None)
+    assert scene.pool.states == [State.HEALTHY, State.HEALTHY]
+
+
+def test_a_first_start_that_fails_is_an_error_of_the_program():
+    scene = Scene(0)
+    pool = Pool("worker", scene._spawn, 1, transport=scene.clock)
+    scene.workers[0].ready.value = RuntimeError("no such model")
+    with pytest.raises(PoolFailed, match="worker 0 cannot start: no such model"):
+        pool.wait_ready(1)
