@@ -109,7 +109,7 @@ def test_tensorboard_shows_each_finite_number_at_its_step_and_hides_steps_taken_
 
 def test_a_backend_that_is_missing_or_unknown_is_named_before_work_starts(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"'wandb' is asked for.*make install EXTRAS=cpu,demo,dev,wandb"):
+    with pytest.raises(ValueError, match="make install EXTRAS=cpu,demo,dev,wandb"):
         Tracker(tmp_path / "run", TAGS, ["wandb"])
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="'wandbb' is not known; one of tensorboard, wandb"):
