@@ -278,9 +278,9 @@ class _Driver:
         self._table.status("sending weights")
         self._ahead.updated(number)
         ended = time.perf_counter()
-        self._ledger.append(self._step, step.ledger.uids)
         named = {"reward": proxy} | {n: x for n, x in columns.items() if n != PROXY}
         save_samples(self._folder, step, f"step-{self._step:05d}", named, self._rewards.members)
+        self._ledger.append(self._step, step.ledger.uids)  # what it names has its samples
         kl = float(step.column("kl").mean())
         if number > self._config.ppo.critic_warmup:  # before, the policy could not have moved
             self._kl.update(kl, len(prompts))
