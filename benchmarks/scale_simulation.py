@@ -29,23 +29,35 @@ def main() -> None:
     table = []
     engines = 1
     while engines <= arguments.most:
-        speeds = Speeds(deaths_per_hour=arguments.deaths_per_hour)
         since = time.perf_counter()
         # Where they are few, a death in one of them says too much.
         steps = arguments.steps or max(4, min(16, 4 * 4096 // engines))
-        found = run(engines, max(1, engines // 8), speeds, steps)
+        scorers = max(1, engines // 8)
+        # Nobody dies in the barriers' schedule, so nobody does where they are compared.
+        found = run(engines, scorers, Speeds(), steps)
         found["ratio"] = found["learner_busy"] / found["learner_busy_barrier"]
+        speeds = Speeds(deaths_per_hour=arguments.deaths_per_hour)
+        found["with_deaths"] = run(engines, scorers, speeds, steps)
+        dying = found["with_deaths"]
         table.append(found)
         print(
-            f"{engines:5d} engines {found['scorers']:4d} scorers {found['rows']:7d} rows  "
+            f"{engines:5d} engines {scorers:4d} scorers {found['rows']:7d} rows  "
             f"learner {found['learner_busy']:.2f} (barrier {found['learner_busy_barrier']:.2f}, "
             f"x {found['ratio']:.2f})  driver {found['driver_ms_per_row']:.3f} ms/row  "
-            f"deaths {found['deaths']}  retries {found['retries']}  hedged {found['hedged']}  "
+            f"hedged {found['hedged']}  with {dying['deaths']} deaths: "
+            f"learner {dying['learner_busy']:.2f}, retries {dying['retries']}  "
             f"({time.perf_counter() - since:.0f} s)",
             flush=True,
         )
         engines *= 4
-    finish({"name": "scale_simulation", "speeds": vars(Speeds()), "runs": table})
+    finish(
+        {
+            "name": "scale_simulation",
+            "speeds": vars(Speeds()),
+            "deaths_per_hour": arguments.deaths_per_hour,
+            "runs": table,
+        }
+    )
 
 
 if __name__ == "__main__":
