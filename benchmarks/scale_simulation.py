@@ -8,6 +8,7 @@ scoring, evaluation and update wait for one another, and what the driver costs a
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 
@@ -53,7 +54,7 @@ def main() -> None:
     finish(
         {
             "name": "scale_simulation",
-            "speeds": vars(Speeds()),
+            "speeds": {key: x for key, x in vars(Speeds()).items() if x < math.inf},
             "deaths_per_hour": arguments.deaths_per_hour,
             "runs": table,
         }
