@@ -112,6 +112,7 @@ def test_a_submitted_job_succeeds_with_a_report(
     assert len(rows(run / "ledger.jsonl")) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_workers_spread_over_two_nodes(start_node, tmp_path, tiny_model, tiny_data, reward_model):
     """Each node has one CPU: no placement on one node would do."""
