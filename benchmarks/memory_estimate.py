@@ -3,10 +3,9 @@
 A small reward-model training and a small PPO run with the embedded 135M model, as
 `configs/rm_demo.yaml` and `configs/ppo_demo.yaml` have them but of a few steps. Each worker's
 processes are looked at twice a second until the job ends. What counts is the most anonymous memory
-(`Pss_Anon` of `/proc/<pid>/smaps_rollup`): a process's own pages and its share of those that it has
-in common with others, without those that lie in files: libraries and mapped weights are in memory
-once for all processes, and a process's share of them hangs on how many there are. The whole
-proportional set size stands beside it.
+(`Pss_Anon` of `/proc/<pid>/smaps_rollup`: a process's own pages, and its share of those that it has
+in common with others), and its share of mapped weights; not libraries, which are in memory once for
+all processes. The whole proportional set size stands beside it.
 
 `--only baseline` runs the same with a model of half a million weights, which shows what a process
 of each role takes beside its model: `BASELINE` and `DRIVER` in `drivers/footprint_role.py`. The
@@ -30,13 +29,15 @@ from machine import RESULTS, ROOT, finish
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.parts.processes import rollup
+from benchmarks.parts.processes import mapped_weights, rollup
 
+ENGINE = "engine"  # vLLM's own process, below a rollout worker
 ROLES = {
     "ray::RewardTrainer": "trainer",
     "ray::Learner": "learner",
     "ray::RolloutWorker": "rollout",
     "ray::Scorer": "scorer",
+    "VLLM::": ENGINE,
 }
 GIB = 2**30
 
@@ -68,9 +69,9 @@ def main() -> None:
                 one = measured[role]
                 detail[role] = {
                     "estimate_gib": round(size / GIB, 3),
-                    "measured_gib": round(max(one["anonymous"]) / GIB, 3),
-                    "ratio": round(size / max(one["anonymous"]), 3),
-                    "each_process_gib": [round(x / GIB, 3) for x in one["anonymous"]],
+                    "measured_gib": round(max(one["held"]) / GIB, 3),
+                    "ratio": round(size / max(one["held"]), 3),
+                    "each_process_gib": [round(x / GIB, 3) for x in one["held"]],
                     "pss_gib": round(max(one["pss"]) / GIB, 3),
                 }
                 print(role, json.dumps(detail[role]), flush=True)
@@ -80,7 +81,7 @@ def main() -> None:
         {
             "name": "memory_estimate",
             "ratio": worst,
-            "unit": "estimate over measured peak of anonymous memory, the role furthest from 1",
+            "unit": "estimate over measured peak of memory held, the role furthest from 1",
             "detail": detail,
         }
     )
@@ -110,7 +111,7 @@ def configs(work: Path, model: str | None = None) -> dict[str, dict[str, Any]]:
 
 
 def run(job: str, config: dict[str, Any], work: Path) -> dict[str, dict[str, list[int]]]:
-    """Role -> bytes at most of each of its processes, `anonymous` and `pss`; and of the rest."""
+    """Role -> bytes at most of each of its processes, `held` and `pss`; and of the rest."""
     path = work / f"{config['name']}.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     command = [sys.executable, "-m", f"grm_ray.{job}", "--config", str(path)]
@@ -127,11 +128,12 @@ def run(job: str, config: dict[str, Any], work: Path) -> dict[str, dict[str, lis
         for member in family:
             try:
                 name, now = " ".join(member.cmdline()), rollup(member.pid)
+                now["held"] = now.pop("anonymous") + mapped_weights(member.pid)
             except (psutil.Error, OSError):
                 continue  # it has just ended
             role = next((r for start, r in ROLES.items() if name.startswith(start)), None)
             if role is None:
-                beside += now["anonymous"]
+                beside += now["held"]
                 continue
             before = most.setdefault((role, member.pid), dict.fromkeys(now, 0))
             most[role, member.pid] = {what: max(now[what], before[what]) for what in now}
@@ -144,7 +146,10 @@ def run(job: str, config: dict[str, Any], work: Path) -> dict[str, dict[str, lis
         of_role = found.setdefault(role, {what: [] for what in peak})
         for what, size in peak.items():
             of_role[what].append(size)
-    found["driver and Ray"] = {"anonymous": [others], "pss": [others]}
+    for what, sizes in found.pop(ENGINE, {}).items():
+        both = zip(sorted(found["rollout"][what]), sorted(sizes), strict=True)
+        found["rollout"][what] = [worker + engine for worker, engine in both]
+    found["driver and Ray"] = {"held": [others], "pss": [others]}
     return found
 
 
@@ -153,7 +158,7 @@ def baselines(found: dict[str, dict[str, dict[str, list[int]]]]) -> dict[str, fl
     made = {}
     for of_job in found.values():
         for role, peaks in of_job.items():
-            size = max(peaks["anonymous"]) / GIB - (role == "rollout")
+            size = max(peaks["held"]) / GIB - (role == "rollout")
             made[role] = round(max(size, made.get(role, 0.0)), 3)
     return made
 

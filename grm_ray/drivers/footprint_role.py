@@ -9,12 +9,11 @@ from grm_ray.models import backbone
 
 GIB = 2**30
 # Anonymous memory (GiB) of a process of each role beside what follows from sizes: Python, Ray,
-# torch, transformers, tokenizers, DeepSpeed. On CPUs: of a trainer what there was when the engine
-# was built and no step made, less the weights; of a scorer what there was after loading. Assumed,
-# not measured: a learner's, which sets up what a trainer does, and an engine's (vLLM).
-BASELINE = {"trainer": 0.38, "learner": 0.38, "rollout": 0.9, "scorer": 0.36}
-# Driver and Ray's own processes of a job: assumed, not measured.
-DRIVER = 1.2
+# torch, transformers, tokenizers, DeepSpeed, vLLM. Measured with a model of half a million weights:
+# `benchmarks/memory_estimate.py --only baseline`.
+BASELINE = {"trainer": 0.42, "learner": 0.42, "rollout": 0.90, "scorer": 0.33}
+# Driver and Ray's own processes of a job, likewise.
+DRIVER = 1.65
 # On CPUs workers keep what they free (`runtime.cluster.worker_options`), and a process then holds
 # more than is ever alive at a time: after two passes of the embedded model with LoRA, in a bare
 # process, 1.8 times as much (820 MiB for 450; after the first 1.6), and with every tensor mapped by
