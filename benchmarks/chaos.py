@@ -28,7 +28,6 @@ from machine import ROOT, finish
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.parts.processes import processes
 from benchmarks.parts.tiny_jobs import (
     PROMPTS,
     ROWS,
@@ -39,6 +38,7 @@ from benchmarks.parts.tiny_jobs import (
     prepare,
     start,
 )
+from tests.conftest import descendants
 
 DRIVER = "the job itself"
 EVERY = "every "  # all of a role at the same moment
@@ -118,7 +118,7 @@ def one_run(kind: str, folder: Path, seed: int, limit_s: float = 1500.0) -> Stor
                 resumable = kind == "bon" or any((run / "checkpoints").glob("step-*/state.json"))
                 process = start(kind, path, log, *(["--resume"] if resumable else []))
                 at = 0 if not resumable else at
-            elif victims := processes(process.pid, role.removeprefix(EVERY)):
+            elif victims := descendants(process, role.removeprefix(EVERY)):
                 for victim in victims if role.startswith(EVERY) else [rng.choice(victims)]:
                     os.kill(victim.pid, signal.SIGKILL)
                 story.killed.append((role, at))

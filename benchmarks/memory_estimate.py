@@ -29,7 +29,7 @@ from machine import RESULTS, ROOT, finish
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.parts.processes import mapped_weights, rollup
+from benchmarks.parts.memory import mapped_weights, rollup
 
 ENGINE = "engine"  # vLLM's own process, below a rollout worker
 ROLES = {

@@ -22,8 +22,9 @@ from machine import ROOT, finish
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.parts.processes import processes, rollup
+from benchmarks.parts.memory import rollup
 from benchmarks.parts.tiny_jobs import config, lines, prepare, start
+from tests.conftest import descendants
 from tests.end_to_end.exporter import scrape
 
 WORKERS = ("Learner", "RolloutWorker", "Scorer")
@@ -78,7 +79,7 @@ def soak(folder: Path, steps: int) -> tuple[dict[str, list[tuple[int, float]]], 
         try:
             seen["driver"].append((step, rollup(process.pid)["anonymous"]))
             for role in WORKERS:
-                for one in processes(process.pid, f"ray::{role}"):
+                for one in descendants(process, f"ray::{role}"):
                     seen[f"{role} {one.pid}"].append((step, rollup(one.pid)["anonymous"]))
             held = scrape(process, "ray_object_store_memory").get("ray_object_store_memory")
         except (psutil.Error, OSError, IndexError):

@@ -128,6 +128,18 @@ def job(*arguments: str, cwd: Path, stdout=subprocess.PIPE, **environment: str) 
     return process
 
 
+def descendants(process: subprocess.Popen, *titles: str) -> list[psutil.Process]:
+    """What runs below a job whose command begins with one of `titles`, as Ray names its workers."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if child.cmdline() and child.cmdline()[0].startswith(titles):
+                found.append(child)
+        except psutil.NoSuchProcess:
+            pass
+    return found
+
+
 def started_by(process: subprocess.Popen) -> list[psutil.Process]:
     """What is still running of all that a job started."""
     found = []

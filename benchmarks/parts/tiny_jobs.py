@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from transformers import AutoTokenizer
 from grm_ray.config.schema import Head
 from grm_ray.data.chat import ScoringContract
 from grm_ray.models.checkpoint import save_reward_model
-from tests.conftest import ROOT, WORDS, build_model
+from tests.conftest import ROOT, WORDS, build_model, job
 from tests.models.scoring import reward_model
 
 STEPS, ROWS = {"rm": 16, "ppo": 10, "bon": 12}, 12
@@ -104,10 +102,4 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def start(kind: str, path: Path, log: Path, *flags: str) -> subprocess.Popen:
     with log.open("a") as out:
-        return subprocess.Popen(
-            [sys.executable, "-m", f"grm_ray.{kind}", "--config", str(path), *flags],
-            cwd=ROOT,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
+        return job(f"grm_ray.{kind}", "--config", str(path), *flags, cwd=ROOT, stdout=out)

@@ -23,7 +23,8 @@ def find(raw: Any, where: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(raw, dict):
         for key, value in raw.items():
             name = f"{where}.{key}" if where else str(key)
-            if _names_one(str(key)) and isinstance(value, str | int) and value:
+            told = isinstance(value, str | int) and not isinstance(value, bool) and value
+            if told and _names_one(str(key)):
                 yield name, "a secret by its name"
             else:
                 yield from find(value, name)

@@ -163,9 +163,8 @@ class PpoCast:
         for handle, ref in refs.items():
             try:
                 ray.get(ref, timeout=self._config.timeout_s)
-            except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
-                silent = isinstance(error, ray.exceptions.GetTimeoutError)
-                if not silent and kind_of(error) is Failure.PROGRAM:
+            except ray.exceptions.RayError as error:
+                if kind_of(error) is Failure.PROGRAM:
                     raise
                 self.rollouts.replace_dead(handle, error)
 

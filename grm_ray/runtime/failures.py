@@ -10,6 +10,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from ray.exceptions import (
+    GetTimeoutError,
     NodeDiedError,
     ObjectLostError,
     OutOfMemoryError,
@@ -37,7 +38,7 @@ def kind_of(error: BaseException) -> Failure:
     """How to go on after `error`, as `ray.get` raised it."""
     if isinstance(error, ObjectLostError):
         return Failure.LOST_INPUT
-    if isinstance(error, (*DEATHS, TaskCancelledError)):
+    if isinstance(error, (*DEATHS, TaskCancelledError, GetTimeoutError)):
         return Failure.INFRASTRUCTURE
     if isinstance(error, RayTaskError):
         cause = error.cause

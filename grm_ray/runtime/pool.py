@@ -82,7 +82,7 @@ class Pool:
         self._patience = patience or Patience()
         self._transport = transport or RayTransport()
         self._deaths = 0
-        self._served = False  # whether anyone ever did
+        self._started = False  # whether all had their first start
         self._line: deque[Work] = deque()
         self._looked = self._transport.now()
         self._members = Members(depth, count, self._transport.now)
@@ -196,18 +196,21 @@ class Pool:
         return events
 
     def wait_ready(self, timeout_s: float) -> list[Any]:
-        """Block until every worker may serve; returns what their ready calls gave.
+        """Block until every worker may serve, or its place is given up; returns what the ready
+        calls of those who serve gave.
 
         Raises:
-            PoolFailed: a worker died too often, or was silent for `timeout_s`.
+            PoolFailed: workers died too often, cannot start, or were silent for `timeout_s`.
         """
         values = []
         for member in self._members:
-            while member.state not in SERVES:
+            while member.state not in (*SERVES, State.RETIRED):
                 if not self._transport.wait([member.ready_ref], timeout_s):
                     raise PoolFailed(f"{self.role} {member.slot} did not start in {timeout_s} s")
                 self._became_ready(member)
-            values.append(self._transport.get(member.ready_ref))
+            if member.state in SERVES:
+                values.append(self._transport.get(member.ready_ref))
+        self._started = True
         return values
 
     def replace_dead(self, handle: Any, cause: BaseException) -> list[Event]:
@@ -223,8 +226,8 @@ class Pool:
         try:
             value = self._transport.get(member.ready_ref)
         except Exception as error:
-            # A role that has served can start: what keeps it from that now may pass.
-            if self._served or kind_of(error) is not Failure.PROGRAM:
+            # A role that could start can do so again: what keeps it from that now may pass.
+            if self._started or kind_of(error) is not Failure.PROGRAM:
                 return self._replace(member, error)
             cause = getattr(error, "cause", error)
             raise PoolFailed(f"{self.role} {member.slot} cannot start: {cause}") from error
@@ -235,7 +238,6 @@ class Pool:
             self._members.watch_ready(member, not_yet)
             return []
         member.learn(Sign.CURRENT)
-        self._served = True
         self._members.serves(member)
         self._dispatch()
         return []

@@ -134,6 +134,8 @@ class ScoringService(threading.Thread):
         idle = not (self._waiting or self._suspects or self._working)
         while idle or not self._asked.empty():
             request = self._asked.get()
+            if idle:
+                self._heard = time.monotonic()
             if request is None:
                 return False
             if self._deadly and request.digest in self._deadly:

@@ -15,9 +15,9 @@ from grm_ray.data.chat import ScoringContract
 from grm_ray.models.checkpoint import save_reward_model
 from grm_ray.runtime import timeline
 from grm_ray.runtime.ledger import uid
-from tests.conftest import finish, job
+from tests.conftest import descendants, finish, job
 from tests.end_to_end.conftest import bon_config
-from tests.end_to_end.test_ppo_job import descendants, wait_for
+from tests.end_to_end.test_ppo_job import wait_for
 from tests.models.scoring import reward_model
 
 PROMPTS, SAMPLES, PER_SHARD = 48, 4, 4

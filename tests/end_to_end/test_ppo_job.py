@@ -9,7 +9,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import finish, job, rows
+from tests.conftest import descendants, finish, job, rows
 from tests.end_to_end.conftest import ppo_config
 
 
@@ -28,17 +28,6 @@ def wait_for(condition, process, seconds=400):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     pytest.fail(f"waited {seconds} s in vain:\n{process.communicate()[0][-3000:]}")
-
-
-def descendants(process, *titles):
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            if child.cmdline() and child.cmdline()[0].startswith(titles):
-                found.append(child)
-        except psutil.NoSuchProcess:
-            pass
-    return found
 
 
 def check_ledger(run, steps, per_step):

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from grm_ray.data.packing import pack
 from grm_ray.models.checkpoint import load_reward_model
-from tests.conftest import WORDS, finish, job, rows
+from tests.conftest import WORDS, descendants, finish, job, rows
 from tests.end_to_end.conftest import ppo_config, rm_config
-from tests.end_to_end.test_ppo_job import descendants, wait_for
+from tests.end_to_end.test_ppo_job import wait_for
 
 
 def test_the_run_folder_is_complete(reward_model):

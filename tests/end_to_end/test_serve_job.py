@@ -20,9 +20,9 @@ import yaml
 from grm_ray.models.backbone import load_tokenizer
 from grm_ray.models.checkpoint import load_reward_model
 from grm_ray.models.scoring import score_rows
-from tests.conftest import ROOT, finish, job
+from tests.conftest import ROOT, descendants, finish, job
 from tests.end_to_end.exporter import asked_for, scrape
-from tests.end_to_end.test_ppo_job import descendants, wait_for
+from tests.end_to_end.test_ppo_job import wait_for
 
 CHAT = [{"role": "user", "content": "the cat sat"}]
 TEXTS = ["on a mat", "and saw red birds", "fly over green hills while rain fell"]

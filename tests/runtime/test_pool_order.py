@@ -50,7 +50,9 @@ class Worker:
 
 
 class Scene:
-    def __init__(self, count):
+    def __init__(self, count, starts=lambda worker: None):
+        """`starts`: what a worker's ready call gives, or raises."""
+        self._starts = starts
         self.workers, self.clock, self.said = [], Transport(), []
         self.pool = Pool(
             "worker",
@@ -64,6 +66,7 @@ class Scene:
 
     def _spawn(self, slot):
         self.workers.append(Worker(slot))
+        self.workers[-1].ready.value = self._starts(self.workers[-1])
         return self.workers[-1], self.workers[-1].ready
 
     def give(self, ref, value):
@@ -124,8 +127,12 @@ def test_a_start_that_fails_counts_as_a_death_where_the_role_has_served():
 
 
 def test_a_first_start_that_fails_is_an_error_of_the_program():
-    scene = Scene(0)
-    pool = Pool("worker", scene._spawn, 1, transport=scene.clock)
-    scene.workers[0].ready.value = RuntimeError("no such model")
-    with pytest.raises(PoolFailed, match="worker 0 cannot start: no such model"):
-        pool.wait_ready(1)
+    with pytest.raises(PoolFailed, match="worker 1 cannot start: no such model"):
+        Scene(2, lambda worker: RuntimeError("no such model") if worker.slot else None)
+
+
+def test_a_place_in_which_nobody_lives_to_start_is_given_up_and_the_others_serve():
+    scene = Scene(3, lambda worker: RayActorError() if worker.slot == 1 else None)
+    assert scene.pool.states == [State.HEALTHY, State.RETIRED, State.HEALTHY]
+    assert scene.said[-1] == "worker 1 died 4 times in a row: given up"
+    assert scene.give(scene.submit(work())[1], 3) == ["result"]

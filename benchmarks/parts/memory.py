@@ -1,22 +1,8 @@
-"""The processes that a job has started, and the memory they hold."""
+"""The memory that a process holds, as Linux tells it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-
-import psutil
-
-
-def processes(pid: int, title: str) -> list[psutil.Process]:
-    """Those below `pid` whose command begins with `title`."""
-    found = []
-    for child in psutil.Process(pid).children(recursive=True):
-        try:
-            if child.cmdline() and child.cmdline()[0].startswith(title):
-                found.append(child)
-        except psutil.NoSuchProcess:
-            continue
-    return found
 
 
 def rollup(pid: int) -> dict[str, int]:
