@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from grm_ray.config.document import legible
 from grm_ray.config.ends import RunStopped
 from grm_ray.config.load import ConfigError, load
+from grm_ray.config.reference import reference
 
 J = TypeVar("J", bound=BaseModel)
 
@@ -25,7 +26,7 @@ def main(schema: type[J], run: Callable[[J, bool], Path | None], description: st
 
     0: done. 2: config or data is wrong (one message, no traceback). 1: anything else.
     """
-    arguments = _parser(description).parse_args()
+    arguments = _parser(schema, description).parse_args()
     code, config = 1, None
     try:
         config = load(schema, arguments.config, arguments.overrides)
@@ -67,8 +68,23 @@ def _how_to_go_on(config: Any) -> str:
     return "there is no checkpoint to go on from"
 
 
-def _parser(description: str) -> argparse.ArgumentParser:
+class _Keys(argparse.Action):
+    """Print every key of the job, and leave: as --help does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        print(reference(self.const), end="")
+        parser.exit()
+
+
+def _parser(schema: type[BaseModel], description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "--keys",
+        action=_Keys,
+        nargs=0,
+        const=schema,
+        help="every key of the config, and its default",
+    )
     parser.add_argument("--config", required=True, help="a YAML file, see configs/")
     parser.add_argument("--resume", action="store_true", help="go on after the last checkpoint")
     parser.add_argument(

@@ -1,5 +1,7 @@
-"""What a job says when it is interrupted."""
+"""What a job says when it is interrupted, and what it says of its keys."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -40,3 +42,11 @@ def test_shards_are_something_to_go_on_from(tmp_path):
     assert "no checkpoint" in stopped(tmp_path, "bon")
     (tmp_path / "run" / "samples" / "shard-000000.parquet").touch()
     assert stopped(tmp_path, "bon") == "go on with --resume"
+
+
+def test_keys_need_no_config():
+    told = subprocess.run(
+        [sys.executable, "-m", "grm_ray.rm", "--keys"], capture_output=True, text=True, check=True
+    )
+    assert told.stderr == ""
+    assert "\nloss:\n" in told.stdout

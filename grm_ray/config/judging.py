@@ -95,9 +95,10 @@ class StudyJob(Job):
     sets: Annotated[dict[Name, Source], Field(min_length=1)]
     repeat: Name
     ensembles: list[Literal["mean", "min"]] = Field(default_factory=list)
-    # The choice that others are compared with; all other factors are matched.
     baseline: Name
+    """The choice that others are compared with; all other factors are matched."""
     keep_models: bool = False
+    """False: a cell's model is deleted once it is judged."""
     scoring: Scoring = Scoring()
     judges: JudgeWorkers = JudgeWorkers()
 
@@ -129,11 +130,13 @@ class CurateJob(Job):
     data: PairSource
     base: dict[str, Any]
     folds: Annotated[int, Field(ge=2)] = 3
+    """Parts of the prompts; each pair is judged by models that have not seen its prompt."""
     voters: Positive = 1
     policy: Literal["none", "flip", "soft", "flip_soft", "margin", "flip_margin", "drop"] = "none"
     weakest: Fraction = 0.1
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     margin_cap: Rate = 3.0
+    """Of policies `margin` and `flip_margin`: strengths over their median, up to this."""
     scoring: Scoring = Scoring()
     judges: JudgeWorkers = JudgeWorkers()
 

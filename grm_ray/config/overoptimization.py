@@ -89,8 +89,8 @@ class OveroptimizationJob(Job):
     at_once: Positive | None = None
     only: list[str] | None = None
     scored_together: Positive | None = None
-    # How a reward model that is the true reward scores the pairs.
     scoring: Scoring = Scoring()
+    """How a reward model that is the true reward scores the pairs."""
     judges: JudgeWorkers = JudgeWorkers()
 
     def wants(self, noise: str, proxy: str) -> bool:

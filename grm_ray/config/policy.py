@@ -67,37 +67,42 @@ class Ppo(Section):
 
     steps: Positive = 20
     epochs: Positive = 1
+    """Passes over a step's rows."""
     minibatches: Positive = 1
+    """Updates a pass."""
     estimator: Estimator = "gae"
     clip: Rate = 0.2
-    # Upwards, where it is to be another one (DAPO's clip-higher).
+    """Of the ratio of new to old probability, to either side of 1."""
     clip_high: Rate | None = None
-    # How often |advantage| the loss of a bad token may be (Ye et al. 2020); null: no bound.
+    """Upwards, where it is to be another one (DAPO's clip-higher)."""
     dual_clip: Annotated[float, Field(gt=1)] | None = None
-    # One ratio a token, or one a row (GSPO, whose ratios move so little that clip is about 3e-4).
+    """How often |advantage| the loss of a bad token may be (Ye et al. 2020); null: no bound."""
     ratio: Literal["token", "sequence"] = "token"
-    # Weighs what older weights wrote by pi_old / pi_engine, up to importance_cap: by one weight a
-    # token or one a row. null: a token where rollout.staleness is above 0, else none.
+    """One ratio a token, or one a row (GSPO, whose ratios move so little that clip is about
+    3e-4)."""
     importance: Literal["none", "token", "sequence"] | None = None
+    """Weighs what older weights wrote by pi_old / pi_engine, up to importance_cap: by one weight a
+    token or one a row. null: a token where rollout.staleness is above 0, else none."""
     importance_cap: Annotated[float, Field(ge=1)] = 2.0
-    # Whose log-probs are those before the update. `engine` spares the learner a forward pass of the
-    # policy; they differ by rounding, which `engine_gap` shows. A critic needs the pass anyway.
     old_logprobs: Literal["learner", "engine"] = "learner"
-    # Each token of the update alike, each row alike, or each row over max_new_tokens. null: rows
-    # for grpo and sequence ratios, constant for dr_grpo, tokens for the others.
+    """Whose log-probs are those before the update. `engine` spares the learner a forward pass of
+    the policy; they differ by rounding, which `engine_gap` shows. A critic needs the pass
+    anyway."""
     normalize_by: Literal["tokens", "rows", "constant"] | None = None
-    # Rows that ran into the length limit count in their prompt's baseline, but are not learned.
+    """Each token of the update alike, each row alike, or each row over max_new_tokens. null: rows
+    for grpo and sequence ratios, constant for dr_grpo, tokens for the others."""
     mask_unfinished: bool = False
-    # Units of reward a nat of entropy, over the whole vocabulary.
+    """Rows that ran into the length limit count in their prompt's baseline, but are not learned."""
     entropy_coefficient: Annotated[float, Field(ge=0)] = 0.0
+    """Units of reward a nat of entropy, over the whole vocabulary."""
     value_clip: Rate = 0.2
     value_coefficient: Annotated[float, Field(ge=0)] = 0.1
-    # Steps at the start in which the critic alone learns; the backbone stays as it is.
     critic_warmup: NonNegative = 0
+    """Steps at the start in which the critic alone learns; the backbone stays as it is."""
     gamma: Fraction = 1.0
     lam: Fraction = 0.95
-    # null: true for gae and the two reinforce_pp.
     whiten_advantages: bool | None = None
+    """null: true for gae and the two reinforce_pp."""
     kl: Kl = Kl()
     optimizer: Optimizer = Optimizer()
 

@@ -29,6 +29,7 @@ class PromptData(Section):
     train: Source
     eval: Source | None = None
     max_prompt_length: Positive = 256
+    """Longer prompts are left out, and listed in quarantine.jsonl."""
 
 
 class Engine(Section):
@@ -36,8 +37,11 @@ class Engine(Section):
 
     max_num_seqs: Positive = 32
     enforce_eager: bool = True
+    """False: vLLM compiles, which takes a while at each start."""
     kv_cache_gb: Rate = 1.0
+    """On a CPU, in whole GiB."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """On a GPU: the share of its memory that is vLLM's."""
     tensor_parallel_size: Positive = 1
 
 
@@ -48,12 +52,13 @@ class Rollout(Section):
     temperature: Rate = 1.0
     top_p: Fraction = 1.0
     rows_per_batch: Positive = 4
-    # How many updates old the weights that write a step's rows may be. Above 0, generation runs
-    # ahead while the learner is busy; see ppo.importance.
+    """Answers that a rollout worker collects before it sends them on to be scored."""
     staleness: NonNegative = 0
-    # How new weights reach the engines: through the machine's shared memory, with a checksum; from
-    # GPU to GPU; or within the one GPU that learner and engine share.
+    """How many updates old the weights that write a step's rows may be. Above 0, generation runs
+    ahead while the learner is busy; see ppo.importance."""
     weight_transfer: Literal["shared_memory", "nccl", "ipc"] = "shared_memory"
+    """How new weights reach the engines: through the machine's shared memory, with a checksum; from
+    GPU to GPU; or within the one GPU that learner and engine share."""
     engine: Engine = Engine()
 
     @field_validator("top_p")

@@ -34,15 +34,20 @@ class PreferenceLoss(Section):
     """
 
     preference: str = "bradley_terry"
+    """A registered preference loss, or your own."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """How likely a label is taken to be wrong."""
     centering: Annotated[float, Field(ge=0)] = 0.0
     score_l2: Annotated[float, Field(ge=0)] = 0.0
     normalize_by: Literal["pairs", "margins"] = "pairs"
-    # What a pair without a margin gets, for losses that need one; null: it is left out.
     missing_margin: float | None = None
+    """What a pair without a margin gets, for losses that need one; null: it is left out."""
     regularizer: str | None = "sft"
+    """A registered regularizer on the language head, or your own; null with alpha 0."""
     alpha: Fraction = 0.01
+    """0: Bradley-Terry alone."""
     beta: Rate = 0.1
+    """Of the DPO regularizers."""
 
     @model_validator(mode="after")
     def _alpha_needs_a_regularizer(self) -> PreferenceLoss:
@@ -56,10 +61,12 @@ class PairData(Section):
 
     train: Annotated[list[PairSource], Field(min_length=1)]
     eval: dict[Name, Source] = Field(default_factory=dict)
-    # This share of the training prompts is held out where there is no `eval`; else it is not used.
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """This share of the training prompts is held out where there is no `eval`; else it is not
+    used."""
     max_length: Positive = 512
     truncation: Literal["left", "right", "drop"] = "left"
+    """Of what is longer: the prompt's head goes, the answer's tail, or the pair."""
 
     @field_validator("train", mode="before")
     @classmethod
@@ -84,9 +91,10 @@ class PairData(Section):
 
 class RewardTraining(Section):
     epochs: Rate = 1
+    """May be a part of one."""
     pairs_per_step: Positive = 16
-    # Evaluations before training, every so many steps and at the end; 0: at the end only.
     eval_every: NonNegative = 20
+    """Evaluations before training, every so many steps and at the end; 0: at the end only."""
     optimizer: Optimizer = Optimizer()
 
 
@@ -106,8 +114,9 @@ class RewardModelJob(Job):
     job: Literal["rm"] = "rm"
     model: Model
     head: Head = Head()
-    # Where `model.path` is a reward model, training goes on with its head; true: with a new one.
     new_head: bool = False
+    """Where `model.path` is a reward model, training goes on with its head; true: with a new
+    one."""
     loss: PreferenceLoss = PreferenceLoss()
     data: PairData
     training: RewardTraining = RewardTraining()

@@ -46,7 +46,12 @@ PathText = Annotated[str, AfterValidator(_a_path)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        validate_assignment=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
 
 class Lora(Section):
@@ -59,8 +64,8 @@ class Lora(Section):
         default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         min_length=1,
     )
-    # Adapters in the last so many layers only: the backward pass ends there. null: in all.
     last_layers: Positive | None = None
+    """Adapters in the last so many layers only: the backward pass ends there. null: in all."""
 
 
 class Head(Section):
@@ -68,16 +73,17 @@ class Head(Section):
 
     kind: Literal["linear", "mlp"] = "linear"
     hidden: Positive = 1024
-    # Of a linear head: transformers' sequence classification has none. An MLP has its biases.
     bias: bool = False
+    """Of a linear head: transformers' sequence classification has none. An MLP has its biases."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    # Several outputs, one an attribute (HelpSteer2): the names of the label columns, and what each
-    # adds to the one score that pairs are compared by. None: one output, which is the score.
     attributes: list[str] = []
+    """Several outputs, one an attribute (HelpSteer2): the names of the label columns, and what each
+    adds to the one score that pairs are compared by. None: one output, which is the score."""
     weights: list[float] = []
-    # An ensemble on one backbone: so many scores, each trained on pairs drawn anew (a bootstrap);
-    # pairs are compared by their mean.
+    """One an attribute."""
     members: Annotated[int, Field(gt=0, le=1024)] = 1
+    """An ensemble on one backbone: so many scores, each trained on pairs drawn anew (a bootstrap);
+    pairs are compared by their mean."""
 
     @model_validator(mode="after")
     def _members_score_and_attributes_describe(self) -> Head:
@@ -102,10 +108,12 @@ class Model(Section):
     path: PathText
     dtype: Dtype = "auto"
     lora: Lora | None = None
-    # Only the head learns, on the hidden states of the model as it is.
     frozen: bool = False
+    """Only the head learns, on the hidden states of the model as it is."""
     gradient_checkpointing: bool = False
+    """Hidden states are computed again in the backward pass: less memory, more time."""
     trust_remote_code: bool = False
+    """Whether code that comes with a hub model may run here."""
 
     @model_validator(mode="after")
     def _frozen_has_nothing_to_adapt(self) -> Model:
@@ -143,21 +151,24 @@ class Source(Section):
 
     path: PathText
     format: Format = "trl"
-    # Format `columns`: our name -> the file's, for prompt, chosen, rejected, and where there are
-    # such columns margin, label_smoothing, subset.
     columns: dict[
         Literal["prompt", "chosen", "rejected", "margin", "label_smoothing", "subset"], str
     ] = {}
+    """Format `columns`: our name -> the file's, for prompt, chosen, rejected, and where there are
+    such columns margin, label_smoothing, subset."""
     split: str = "train"
+    """Of a hub data set, or of rows with a column `split`."""
     subset: str | None = None
-    # Only the rows whose columns have these values.
     where: dict[str, Any] = {}
-    # Of prompt and longest answer together; what is longer does not count towards `limit`.
+    """Only the rows whose columns have these values."""
     max_characters: Positive | None = None
+    """Of prompt and longest answer together; what is longer does not count towards `limit`."""
     limit: Positive | None = None
-    # At most so many pairs of one prompt; which ones, the seed says.
+    """At most so many rows."""
     pairs_per_prompt: Positive | None = None
+    """At most so many pairs of one prompt; which ones, the seed says."""
     shuffle: bool = True
+    """False: in the order of the files, every epoch."""
 
     @field_validator("where")
     @classmethod
@@ -211,12 +222,15 @@ class Optimizer(Section):
     eps: Rate = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     warmup_ratio: Fraction = 0.03
+    """Share of all updates in which the learning rate rises."""
     minimum_ratio: Fraction = 0.0
+    """The learning rate ends at this share of its highest."""
     max_grad_norm: Rate = 1.0
     zero_stage: Literal[0, 1, 2, 3] = 2
-    # What ZeRO keeps in the host's memory; "all" (weights too) needs stage 3.
     offload: Literal["none", "optimizer", "all"] = "none"
+    """What ZeRO keeps in the host's memory; "all" (weights too) needs stage 3."""
     tokens_per_micro_batch: Positive = 2048
+    """Of one forward and backward pass, rows packed without padding: sets the memory."""
 
     @model_validator(mode="after")
     def _offload_has_its_stage(self) -> Optimizer:
@@ -235,8 +249,11 @@ class Checkpoint(Section):
 
 class Job(Section):
     name: Name
+    """The run goes to the folder `runs`/`name`."""
     runs: PathText = "runs"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    # Seconds without any sign of life from a worker that is waited for; then the run gives up.
+    """Of whatever is drawn: order, samples, dropout, what a new head begins with."""
     timeout_s: Positive = 1800
+    """Seconds without any sign of life from a worker that is waited for; then the run gives up."""
     tracking: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
+    """Beside metrics.jsonl. W&B and MLflow are to be installed, and find their own keys."""
