@@ -94,6 +94,22 @@ def tiny_data(tmp_path_factory) -> dict[str, Path]:
     return made
 
 
+@pytest.fixture(scope="module")
+def small_cluster():
+    """A Ray of this process alone, for tests of pools."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=1,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A folder on a disk of its own, of two mebibytes."""

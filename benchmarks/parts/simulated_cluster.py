@@ -152,9 +152,12 @@ class SimulatedScorer(_Actor):
         super().__init__(cluster, ready_after)
         self._free, self._slow = 0.0, slow
         self.score = remote(cluster.transport, self._score)
+        self.refuse = remote(cluster.transport, self._score)
 
-    def _score(self, batch: tuple[list[str], int]) -> Ref:
+    def _score(self, batch: Ref, row: int | None = None) -> Ref:
         uids, tokens = batch.value
+        if row is not None:
+            uids, tokens = uids[row : row + 1], tokens / len(uids)
         seconds = tokens / self.cluster.speeds.score_tokens * (10 if self._slow else 1)
         self._free = max(self._free, self.cluster.transport.now()) + seconds
         rows = len(uids)

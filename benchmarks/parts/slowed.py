@@ -34,9 +34,9 @@ def slow_down(seconds: float, a_batch: float = 0.0, factor: float = 1.0) -> None
                 yield item
 
     class SlowScorer(Scorer.__ray_metadata__.modified_class):
-        def score(self, rollouts: Any) -> Any:
+        def score(self, *arguments: Any) -> Any:
             time.sleep(a_batch * (factor if self.timeline.name == "scorer-0" else 1.0))
-            return super().score(rollouts)
+            return super().score(*arguments)
 
     ppo_workers.Learner = ray.remote(SlowLearner)
     ppo_workers.RolloutWorker = ray.remote(SlowRollout)

@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -27,6 +26,7 @@ from grm_ray.drivers.best_of_n_workers import Cast
 from grm_ray.drivers.checks import bundles_of, check
 from grm_ray.drivers.groups import fetch
 from grm_ray.drivers.run_folder import check_identity, check_same_run, open_run
+from grm_ray.drivers.scored_batches import ScoredBatch, again
 from grm_ray.models import backbone
 from grm_ray.models.checkpoint import check_reward_model, model_identity
 from grm_ray.reporting.best_of_n import RESULT, write_best_of_n
@@ -204,9 +204,6 @@ class _Sampling:
                 )
             )
 
-    def _score(self, shard: Shard, batch: Any) -> None:
-        self._cast.scorers.submit(Work(lambda worker: worker.score.remote(batch), (shard, batch)))
-
     def _wait(self) -> None:
         """Until a worker says something, or for a second; the pools look after the silent.
 
@@ -240,16 +237,16 @@ class _Sampling:
         elif event.kind == "item":
             batch, metadata = event.value
             if shard.generated(batch, metadata["uids"]):
-                self._score(shard, batch)
+                ScoredBatch(shard, batch, len(metadata["uids"])).submit(self._cast.scorers)
 
     def _on_scored(self, event: Event) -> None:
-        shard, batch = event.work.payload
+        shard: Shard = event.work.payload.owner
         if shard not in self._under_way:
             return
         if event.kind == "gone":
             self._again(shard)
         elif event.kind == "lost":
-            self._score(shard, batch)
+            again(event, self._cast.scorers)
         else:
             shard.scored(shards.by_proxy(event.value, list(self._config.proxies)))
 

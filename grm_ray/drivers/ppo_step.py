@@ -14,6 +14,7 @@ from grm_ray.config.ends import RunStopped
 from grm_ray.data.packing import by_key
 from grm_ray.drivers.groups import RankDied
 from grm_ray.drivers.ppo_workers import PpoCast
+from grm_ray.drivers.scored_batches import ScoredBatch, again
 from grm_ray.runtime.ledger import StepLedger, seed
 from grm_ray.runtime.pool import Event, Work
 from grm_ray.runtime.weights import Version
@@ -87,6 +88,14 @@ class Step:
         }
 
 
+@dataclass(frozen=True)
+class Writing:
+    """What a rollout worker is asked for: the payload of its work."""
+
+    owner: Gathering
+    uids: list[str]
+
+
 class Gathering:
     """Gathers one step; `ppo_stream.Stream` tells it what has come.
 
@@ -158,7 +167,7 @@ class Gathering:
                     lambda worker, wanted=wanted: worker.generate.options(
                         num_returns="streaming"
                     ).remote(self._prompts, wanted, self._greedy),
-                    (self, names),
+                    Writing(self, names),
                 )
             )
 
@@ -172,9 +181,10 @@ class Gathering:
         if event.kind == "gone":
             raise RunStopped("the table of prompts went with the machine that held it")
         if event.kind in ("lost", "end"):  # at the end too: see below
-            again = [u for u in event.work.payload[1] if not step.ledger.has(GENERATED, u)]
-            if again:
-                self._request(again)
+            asked = event.work.payload.uids
+            lacking = [u for u in asked if not step.ledger.has(GENERATED, u)]
+            if lacking:
+                self._request(lacking)
         elif event.kind == "item":
             batch, metadata = event.value
             if any(Version(*v) < self._version for v in metadata["versions"]):
@@ -196,7 +206,7 @@ class Gathering:
                     "version": metadata["versions"][i][1],
                 }
             self._cast.timeline.mark("rows ready", key=metadata["uids"][0])
-            self._submit_score(batch)
+            ScoredBatch(self, batch, len(uids)).submit(self._cast.scorers)
             if EVALUATED in self._needs:
                 self._unevaluated.append((batch, sum(metadata["tokens"])))
                 self._evaluate()
@@ -214,9 +224,6 @@ class Gathering:
             begun = [self._cast.evaluate(*each) for each in zip(batches, tokens, strict=True)]
         self.evaluations |= {info: table for table, info in begun}
 
-    def _submit_score(self, batch: Any) -> None:
-        self._cast.scorers.submit(Work(lambda worker: worker.score.remote(batch), (self, batch)))
-
     def on_scored(self, event: Event) -> None:
         """A scorer answered, or died with what it had.
 
@@ -226,7 +233,7 @@ class Gathering:
         if event.kind == "gone":
             raise RankDied(_LOST)
         if event.kind == "lost":
-            self._submit_score(event.work.payload[1])
+            again(event, self._cast.scorers)
             return
         table: pa.Table = event.value
         columns = [table[name].to_pylist() for name in ("uid", *SCORED_COLUMNS)]

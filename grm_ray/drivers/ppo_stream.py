@@ -122,4 +122,4 @@ class Stream:
 def _tell(events: list[Event], what: Callable[[Gathering, Event], None]) -> None:
     """Each event to the gathering whose work it is of."""
     for event in events:
-        what(event.work.payload[0], event)
+        what(event.work.payload.owner, event)

@@ -77,10 +77,20 @@ class Scorer:
         judges = [] if self._judge is None else [self._judge]
         return [reader.fingerprint for reader in (*readers, *judges)]
 
-    def score(self, rollouts: pa.Table) -> pa.Table:
-        """`SCORES` of a `ROLLOUTS` batch, in its order; NaN where a model's template refuses."""
+    def score(self, rollouts: pa.Table, row: int | None = None) -> pa.Table:
+        """`SCORES` of a `ROLLOUTS` batch, or of one row of it, in its order; NaN where a model's
+        template refuses."""
+        rollouts = rollouts if row is None else rollouts.slice(row, 1)
         with self.timeline.span("score", key=rollouts["uid"][0].as_py(), rows=len(rollouts)):
             return self._scores(rollouts)
+
+    def refuse(self, rollouts: pa.Table, row: int) -> pa.Table:
+        """`SCORES` of one row of a `ROLLOUTS` batch that other scorers died of: NaN."""
+        width = sum(r.members if self._by_member else 1 for r in self._models.readers)
+        scores, ruled = [float("nan")] * width, [float("nan")] * len(self._rules)
+        uid, reason = rollouts["uid"].slice(row, 1), "scorers died of it"
+        columns = [uid, [scores], [ruled], [None], [self._fingerprint], [reason]]
+        return pa.table(columns, schema=SCORES)
 
     @traced
     def judge(self, texts: pa.Table) -> np.ndarray:

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from grm_ray.drivers.groups import RankDied
-from grm_ray.drivers.ppo_step import Gathering
+from grm_ray.drivers.ppo_step import Gathering, Writing
 from grm_ray.runtime.pool import Event
 from grm_ray.runtime.weights import Version
 
@@ -49,7 +49,7 @@ def item(gathering, texts):
         "versions": [(0, 0)] * len(texts),
     }
     batch = pa.table({"uid": list(texts), "response": list(texts.values())})
-    return Event("item", SimpleNamespace(payload=(gathering, UIDS)), (batch, metadata))
+    return Event("item", SimpleNamespace(payload=Writing(gathering, UIDS)), (batch, metadata))
 
 
 def test_a_batch_of_which_a_row_is_there_already_is_passed_over_and_made_up_for(cast, gathering):
@@ -58,11 +58,11 @@ def test_a_batch_of_which_a_row_is_there_already_is_passed_over_and_made_up_for(
     assert [b["response"].to_pylist() for b in gathering.step.rollouts] == [["one", "two"]]
     assert gathering.step.rows["q:0:0"]["length"] == 3 and not gathering.generated
     assert len(cast.scorers.submitted) == 1
-    gathering.on_generated(Event("end", SimpleNamespace(payload=(gathering, UIDS))))
-    assert cast.rollouts.submitted[-1].payload[1] == ["r:0:0"]
+    gathering.on_generated(Event("end", SimpleNamespace(payload=Writing(gathering, UIDS))))
+    assert cast.rollouts.submitted[-1].payload.uids == ["r:0:0"]
     gathering.on_generated(item(gathering, {"r:0:0": "four"}))
     assert gathering.generated
-    gathering.on_generated(Event("end", SimpleNamespace(payload=(gathering, UIDS))))
+    gathering.on_generated(Event("end", SimpleNamespace(payload=Writing(gathering, UIDS))))
     assert len(cast.rollouts.submitted) == 2
 
 
