@@ -23,8 +23,9 @@ from grm_ray.drivers import best_of_n_shards as shards
 from grm_ray.drivers.best_of_n_figures import figures
 from grm_ray.drivers.best_of_n_shards import TRUE_REWARD, LeftOut, Shard, column
 from grm_ray.drivers.best_of_n_workers import Cast
-from grm_ray.drivers.checks import bundles_of, check
+from grm_ray.drivers.checks import check
 from grm_ray.drivers.groups import fetch
+from grm_ray.drivers.job_plan import bundles_of
 from grm_ray.drivers.run_folder import check_identity, check_same_run, open_run
 from grm_ray.drivers.scored_batches import ScoredBatch, again
 from grm_ray.models import backbone

@@ -14,14 +14,13 @@ from grm_ray.config.schema import Source
 from grm_ray.data.files import digest
 from grm_ray.data.sources import Quarantine, contests
 from grm_ray.drivers import judging, scoring
-from grm_ray.drivers.checks import bundles_of, check
+from grm_ray.drivers.checks import check
 from grm_ray.drivers.job_key import precision
+from grm_ray.drivers.job_plan import bundles_of
 from grm_ray.drivers.run_folder import open_run
 from grm_ray.models.checkpoint import model_identity
-from grm_ray.reporting.evaluation import write_evaluation
+from grm_ray.reporting.evaluation import RESULT, write_evaluation
 from grm_ray.runtime import cluster
-
-RESULT = "evaluation.json"
 
 
 def run(config: EvaluateJob, resume: bool = False) -> Path:

@@ -21,11 +21,12 @@ from grm_ray.drivers import overoptimization_labels as labels
 from grm_ray.drivers import overoptimization_plan as plan
 from grm_ray.drivers import subjobs
 from grm_ray.drivers.best_of_n import MADE_WITH
-from grm_ray.drivers.checks import bundles_of, check
+from grm_ray.drivers.checks import check
 from grm_ray.drivers.job_key import Keys
+from grm_ray.drivers.job_plan import bundles_of
 from grm_ray.drivers.overoptimization_figures import figures
 from grm_ray.drivers.overoptimization_plan import Cell, result_of
-from grm_ray.drivers.reward_model import DONE
+from grm_ray.drivers.run_folder import DONE
 from grm_ray.reporting.document import put
 from grm_ray.reporting.overoptimization_study import RESULT, write_overoptimization
 from grm_ray.runtime import cluster

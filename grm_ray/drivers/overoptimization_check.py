@@ -14,8 +14,9 @@ from grm_ray.config.reward_model import PairData
 from grm_ray.drivers import overoptimization_labels as labels
 from grm_ray.drivers import overoptimization_plan
 from grm_ray.drivers.best_of_n_ensembles import check_ensemble
-from grm_ray.drivers.checks import PAIR, Plan, check, check_data, check_saved_model
+from grm_ray.drivers.job_checks import PAIR, check_data, check_job, check_saved_model
 from grm_ray.drivers.job_key import Keys
+from grm_ray.drivers.job_plan import Plan
 from grm_ray.runtime.placement import Node, bundles, fit
 
 
@@ -34,7 +35,7 @@ def check_study(
             continue
         seen.add(alike)
         try:
-            found = check(job, cluster, elsewhere or later)
+            found = check_job(job, cluster, elsewhere or later)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
         new = [bundle for bundle in found.bundles if bundle not in plan.bundles]

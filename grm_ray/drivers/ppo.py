@@ -17,7 +17,8 @@ from typing import Any
 
 from grm_ray.config.ppo import PpoJob
 from grm_ray.data.sources import Prompt, Quarantine
-from grm_ray.drivers.checks import bundles_of, check
+from grm_ray.drivers.checks import check
+from grm_ray.drivers.job_plan import bundles_of
 from grm_ray.drivers.ppo_ahead import Ahead
 from grm_ray.drivers.ppo_canaries import Canaries, Canary, read_canaries
 from grm_ray.drivers.ppo_figures import row_figures, warnings

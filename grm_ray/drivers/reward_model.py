@@ -15,11 +15,12 @@ from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.data.order import MixtureOrder
 from grm_ray.data.packing import split_by_tokens
 from grm_ray.drivers.alarms import Alarms
-from grm_ray.drivers.checks import bundles_of, check
+from grm_ray.drivers.checks import check
 from grm_ray.drivers.groups import Group
+from grm_ray.drivers.job_plan import bundles_of
 from grm_ray.drivers.recovery import keep_going
 from grm_ray.drivers.reward_rows import card_facts, read, start_reading
-from grm_ray.drivers.run_folder import check_identity, check_room, open_run, saved_state
+from grm_ray.drivers.run_folder import DONE, check_identity, check_room, open_run, saved_state
 from grm_ray.drivers.updates import Updates
 from grm_ray.models import backbone
 from grm_ray.models.checkpoint import model_identity
@@ -33,7 +34,6 @@ from grm_ray.study.intervals import bootstrap_mean
 from grm_ray.study.preferences import Contest, length_correlation
 from grm_ray.training.reward_loss import RewardLoss
 
-DONE = "done.json"
 # Pairs of a step that the gradients of both losses are looked at on.
 LOOKED_AT = 4
 

@@ -14,6 +14,8 @@ from grm_ray.config.schema import Job
 from grm_ray.runtime.disk import check_writable
 from grm_ray.runtime.snapshot import Snapshots
 
+# Written by a reward model's training when all is saved.
+DONE = "done.json"
 # What may differ between a run and its resumption: where things run, in what ZeRO stage and on how
 # many ranks, what is shown, and what a run whose updates were no numbers any more goes on with.
 FREE_TO_CHANGE = (

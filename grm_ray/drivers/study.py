@@ -7,45 +7,27 @@ study's figures are made.
 
 from __future__ import annotations
 
-import copy
-import itertools
 import json
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from grm_ray.config.judging import StudyJob
-from grm_ray.config.load import ConfigError, apply, dump, validate
-from grm_ray.config.reward_model import RewardModelJob
+from grm_ray.config.load import ConfigError, dump
 from grm_ray.data import sources
 from grm_ray.data.sources import Quarantine
 from grm_ray.drivers import judging, scoring, subjobs
 from grm_ray.drivers.checks import check
-from grm_ray.drivers.evaluate import RESULT
-from grm_ray.drivers.job_key import Keys, precision
-from grm_ray.reporting.evaluation import write_evaluation
+from grm_ray.drivers.study_grid import Cell, grid
+from grm_ray.reporting.evaluation import RESULT, write_evaluation
 from grm_ray.study.preferences import detectable_difference
 
 # Share of pairs that one of two models alone wins, before there is a measured one.
 DISCORDANCE = 0.2
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One choice from every factor, and the job that it makes."""
-
-    choices: dict[str, str]
-    job: RewardModelJob
-    key: str
-
-    def __str__(self) -> str:
-        return "/".join(self.choices.values())
 
 
 def run(config: StudyJob, resume: bool = False) -> Path:
@@ -76,48 +58,6 @@ def run(config: StudyJob, resume: bool = False) -> Path:
     result["left_out"] = {**quarantine.counts(), **result["left_out"]}
     (folder / "study.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return write_evaluation(result, folder)
-
-
-def jobs(config: StudyJob) -> Iterator[tuple[dict[str, str], RewardModelJob]]:
-    """The choices and the job of every cell; nothing is read.
-
-    Raises:
-        ConfigError: naming the cell and the key that is wrong.
-    """
-    for picked in itertools.product(*(list(choices) for choices in config.vary.values())):
-        choices = dict(zip(config.vary, picked, strict=True))
-        raw = copy.deepcopy(config.base)
-        where = f"cell {'/'.join(picked)}"
-        for factor, choice in choices.items():
-            for path, value in config.vary[factor][choice].items():
-                if path.split(".")[0] in ("name", "runs", "job"):
-                    raise ConfigError(f"vary.{factor}.{choice}: {path} is set by the study")
-                apply(raw, path, copy.deepcopy(value))
-        yield choices, validate(RewardModelJob, {"name": "cell", "tracking": [], **raw}, where)
-
-
-def grid(config: StudyJob, folder: Path) -> list[Cell]:
-    """Every cell, named by what its result depends on.
-
-    Raises:
-        ConfigError: as `jobs`; or two cells are one.
-    """
-    keys, cells = Keys(), dict[str, Cell]()
-    judged = [
-        {name: keys.source(source) for name, source in config.sets.items()},
-        precision(config.scoring.dtype, config.judges),
-        config.seed,
-    ]
-    for choices, job in jobs(config):
-        key = keys.of(job, *judged)
-        job = job.model_copy(update={"name": key, "runs": str(folder / "cells")})
-        cell = Cell(choices, job, key)
-        if key in cells:
-            raise ConfigError(
-                f"vary: cells {cells[key]} and {cell} are the same job: they would have one result"
-            )
-        cells[key] = cell
-    return list(cells.values())
 
 
 def summary(config: StudyJob, cells: list[Cell], folder: Path) -> dict[str, Any]:

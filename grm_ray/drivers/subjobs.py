@@ -16,9 +16,8 @@ from grm_ray.config.judging import EvaluateJob, JudgeWorkers, Scoring
 from grm_ray.config.load import ConfigError, dump
 from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.config.schema import Job, Source
-from grm_ray.drivers.evaluate import RESULT
-from grm_ray.drivers.reward_model import DONE
-from grm_ray.drivers.run_folder import hold
+from grm_ray.drivers.run_folder import DONE, hold
+from grm_ray.reporting.evaluation import RESULT
 from grm_ray.runtime.snapshot import Snapshots
 
 _LOOK_S = 0.1  # how long each running job is waited for in turn

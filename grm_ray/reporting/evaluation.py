@@ -13,6 +13,7 @@ from grm_ray.reporting.evaluation_plots import accuracy_plot, keys, reliability_
 from grm_ray.reporting.samples import clean
 from grm_ray.reporting.tables import plain, shortened
 
+RESULT = "evaluation.json"
 _EYEBROW = "Evaluation of reward models"
 _FOOTER = "Made by grm_ray {} from {}.json."
 _POINT = " Point at a chart to read its values."

@@ -10,7 +10,7 @@ import pytest
 from grm_ray.config.judging import StudyJob
 from grm_ray.config.load import ConfigError
 from grm_ray.data.sources import Quarantine
-from grm_ray.drivers import scoring, study
+from grm_ray.drivers import scoring, study, study_grid
 from grm_ray.drivers.checks import check
 from grm_ray.drivers.scoring import SCORED
 from grm_ray.models.backbone import resolve_dtype
@@ -44,7 +44,7 @@ def given(tmp_path, tiny_model, tiny_data):
 
 
 def cells(given, folder):
-    return study.grid(StudyJob(**given), folder)
+    return study_grid.grid(StudyJob(**given), folder)
 
 
 def keys(given, folder, **changes):
