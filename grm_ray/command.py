@@ -63,7 +63,7 @@ def _how_to_go_on(config: Any) -> str:
         run = Path(config.runs).expanduser() / config.name
         # What an evaluation has scored is kept set by set, what `bon` has sampled shard by shard.
         kept = {"evaluate": "scores/*/*.parquet", "bon": "samples/*.parquet"}.get(config.job)
-        if (kept and any(run.glob(kept))) or Snapshots(run / "checkpoints", 1).latest():
+        if (kept and any(run.glob(kept))) or Snapshots(run / "checkpoints", 1).all():
             return "go on with --resume"
     return "there is no checkpoint to go on from"
 

@@ -160,7 +160,7 @@ def _resumable(cell: Cell) -> bool:
     run_folder = _run_folder(cell)
     if cell.job.job == "bon":
         return (run_folder / MADE_WITH).is_file()
-    return Snapshots(run_folder / "checkpoints", 1).latest() is not None
+    return bool(Snapshots(run_folder / "checkpoints", 1).all())
 
 
 def _finish(cell: Cell, folder: Path, seconds: float) -> None:

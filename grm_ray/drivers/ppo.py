@@ -348,7 +348,8 @@ class _Driver:
 
     def _restore(self, path: Path, state: dict[str, Any], incarnation: int) -> None:
         """Go on after the checkpoint's step."""
-        extra = self._cast.learners.call("load", str(path / "learner"))[0]
+        with self._snapshots.reading(path):
+            extra = self._cast.learners.call("load", str(path / "learner"))[0]
         if state["config"]["checkpoint"].get("best_by") == self._config.checkpoint.best_by:
             self._best = state.get("best")  # of another figure it would say nothing
         self._go_on_after(state["step"], extra, incarnation)

@@ -138,7 +138,8 @@ class _Driver:
         if self._loss.needs_reference:
             self._group.call("take_reference", self._reference())
         if saved is not None:
-            self._group.call("load", str(saved[0] / "trainer"))
+            with self._snapshots.reading(saved[0]):
+                self._group.call("load", str(saved[0] / "trainer"))
             self._step = saved[1]["step"]
             if saved[1]["config"]["checkpoint"]["best_by"] == config.checkpoint.best_by:
                 self._best = saved[1]["best"]  # of another set it would say nothing

@@ -43,7 +43,7 @@ def train(job: RewardModelJob, file: Path) -> Path:
     """
     folder = Path(job.runs) / job.name
     if not (folder / DONE).is_file():
-        started = Snapshots(folder / "checkpoints", 1).latest() is not None
+        started = bool(Snapshots(folder / "checkpoints", 1).all())
         call("grm_ray.rm", job, file, started)
     clear(folder)
     return folder / "model"

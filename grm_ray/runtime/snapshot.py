@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from grm_ray.config.ends import NotWritten
+from grm_ray.config.load import ConfigError
 from grm_ray.runtime.disk import synced, writing
 
 STATE = "state.json"
@@ -68,7 +70,28 @@ class Snapshots:
         return sorted(whole, key=lambda p: int(p.name[5:]))
 
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest one and its state; None where there is none.
+
+        Raises:
+            ConfigError: its state cannot be read.
+        """
         complete = self.all()
         if not complete:
             return None
-        return complete[-1], json.loads((complete[-1] / STATE).read_text(encoding="utf-8"))
+        with self.reading(complete[-1]):
+            try:
+                state = json.loads((complete[-1] / STATE).read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ConfigError(f"{complete[-1] / STATE} is damaged ({error})") from None
+        return complete[-1], state
+
+    @contextlib.contextmanager
+    def reading(self, path: Path) -> Iterator[None]:
+        """What is wrong with the checkpoint `path` is told with the way to the one before it."""
+        try:
+            yield
+        except ConfigError as error:
+            older = [other.name for other in self.all() if other != path]
+            if not older:
+                raise
+            raise ConfigError(f"{error}; to go on from {older[-1]}, move {path} away") from error

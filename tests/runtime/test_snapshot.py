@@ -5,6 +5,7 @@ import json
 import pytest
 
 from grm_ray.config.ends import NotWritten
+from grm_ray.config.load import ConfigError
 from grm_ray.runtime.snapshot import Snapshots
 
 
@@ -78,3 +79,21 @@ def test_a_mistake_of_ours_is_no_full_disk(tmp_path):
 
     with pytest.raises(ZeroDivisionError):
         Snapshots(tmp_path, keep=1).attempt(1, fail, print)
+
+
+def test_what_is_wrong_with_the_newest_is_told_with_the_way_to_the_one_before(tmp_path):
+    snapshots = Snapshots(tmp_path, keep=2)
+    for step in (5, 10):
+        snapshots.write(step, fill(str(step)))
+    newest = tmp_path / "step-00010"
+    way = f"; to go on from step-00005, move {newest} away"
+    with pytest.raises(ConfigError, match="weights differ" + way), snapshots.reading(newest):
+        raise ConfigError("weights differ")
+    (newest / "state.json").write_text("{")
+    with pytest.raises(ConfigError, match="state.json is damaged .*" + way):
+        snapshots.latest()
+    newest.rename(tmp_path / "away")
+    assert snapshots.latest()[1]["step"] == 5
+    (tmp_path / "step-00005" / "state.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"is damaged \(.*\)$"):
+        snapshots.latest()
