@@ -1,8 +1,8 @@
 """Whether a worker can be relied on: a state machine that knows neither Ray nor a clock.
 
 A worker is spawned (RESTARTING), is ready but may hold the wrong weights or model (STALE), serves
-(HEALTHY), is silent for longer than its like need (SUSPECT), is gone (DEAD), or its place stays
-empty because whoever took it died (RETIRED).
+(HEALTHY), is silent for longer than its like need (SUSPECT), is gone (DEAD), or its place is empty
+for a while because whoever took it died (RETIRED).
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ _NEXT = {
     **{(state, Sign.DIED): State.DEAD for state in ALIVE},
     (State.DEAD, Sign.SPAWNED): State.RESTARTING,
     (State.DEAD, Sign.GIVEN_UP): State.RETIRED,
+    (State.RETIRED, Sign.SPAWNED): State.RESTARTING,
 }
 
 

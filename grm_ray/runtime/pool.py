@@ -23,6 +23,9 @@ __all__ = ["Event", "Pool", "PoolFailed", "Work", "must_show"]
 
 # Seconds between two looks for silent workers: each look goes through all of them.
 LOOK_EVERY_S = 0.25
+# Seconds for which a place stays empty in which workers died one after the other: what is broken
+# may be mended. Twice as long each time.
+PAUSE_S, LONGEST_PAUSE_S = 60.0, 3600.0
 
 
 class PoolFailed(RuntimeError):
@@ -50,9 +53,9 @@ class Pool:
         spawn: slot -> (actor handle, reference that resolves when it may serve).
         count: number of workers.
         depth: pieces of work a worker may hold at once.
-        max_replacements: a place whose workers die more often than this in a row stays empty. The
-            pool gives up when nobody got anything done between as many deaths, and one more for
-            each place but the first: those of one machine may all die at once.
+        max_replacements: a place whose workers die more often than this in a row stays empty for
+            a while. The pool gives up when nobody got anything done between as many deaths, and one
+            more for each place but the first: those of one machine may all die at once.
         admit: (handle, what its ready call gave) -> None when it may serve, or a reference to
             wait for and ask about again: a worker that was long in starting is brought up to date.
             It may raise `PoolFailed`: it will never serve.
@@ -93,7 +96,7 @@ class Pool:
 
     @property
     def handles(self) -> list[Any]:
-        """Of all workers that are not given up, ready or not."""
+        """Of the workers in all places that are not empty, ready or not."""
         return [m.handle for m in self._members if m.state != State.RETIRED]
 
     @property
@@ -169,7 +172,8 @@ class Pool:
         return self._became_ready(member) if piece is None else self._progress(member, piece)
 
     def look_after(self) -> list[Event]:
-        """Hedge the work of suspects, replace those who are silent beyond hope.
+        """Hedge the work of suspects, replace those who are silent beyond hope, and fill places
+        that have been empty for long enough.
 
         Cheap enough to be called after every wait; it looks some times a second.
 
@@ -182,6 +186,8 @@ class Pool:
         self._looked = now
         events: list[Event] = []
         for member in self._members:
+            if member.state is State.RETIRED and now >= member.empty_until:
+                self._fill(member)
             if not member.pieces or member.state not in SERVES:
                 continue
             silent = now - member.heard
@@ -196,8 +202,8 @@ class Pool:
         return events
 
     def wait_ready(self, timeout_s: float) -> list[Any]:
-        """Block until every worker may serve, or its place is given up; returns what the ready
-        calls of those who serve gave.
+        """Block until every worker may serve, or its place is empty; returns what the ready calls
+        of those who serve gave.
 
         Raises:
             PoolFailed: workers died too often, cannot start, or were silent for `timeout_s`.
@@ -322,16 +328,26 @@ class Pool:
         self._patience.forget(member.slot)
         self._transport.kill(member.handle)
         if member.deaths > self._max:
-            member.learn(Sign.GIVEN_UP)
-            self._say(f"{self.role} {member.slot} died {member.deaths} times in a row: given up")
-            if all(state is State.RETIRED for state in self.states):
-                raise PoolFailed(f"every {self.role} is given up: {cause}") from cause
+            self._empty(member, cause)
         else:
-            member.learn(Sign.SPAWNED)
             self._say(f"{self.role} {member.slot} died and is replaced")
-            self._members.spawned(member, *self._spawn(member.slot))
+            self._fill(member)
         self.retried += len(alone)
         return [Event("lost", piece.work, place == 0) for piece, place in alone]
+
+    def _empty(self, member: Member, cause: BaseException) -> None:
+        """Nobody for the place for now."""
+        member.learn(Sign.GIVEN_UP)
+        if all(state is State.RETIRED for state in self.states):
+            raise PoolFailed(f"every {self.role} is given up: {cause}") from cause
+        pause = min(PAUSE_S * 2 ** (member.deaths - self._max - 1), LONGEST_PAUSE_S)
+        member.empty_until = self._transport.now() + pause
+        times = f"died {member.deaths} times in a row"
+        self._say(f"{self.role} {member.slot} {times}: its place is empty for {pause:.0f} s")
+
+    def _fill(self, member: Member) -> None:
+        member.learn(Sign.SPAWNED)
+        self._members.spawned(member, *self._spawn(member.slot))
 
     def _dispatch(self) -> None:
         while self._line:

@@ -52,6 +52,7 @@ class Member:
     Attributes:
         heard: when it last said something, or was idle and got work.
         deaths: in a row, of workers in this place.
+        empty_until: when a place that is empty is to be filled again.
     """
 
     slot: int
@@ -61,6 +62,7 @@ class Member:
     pieces: list[Piece] = field(default_factory=list)
     heard: float = 0.0
     deaths: int = 0
+    empty_until: float = 0.0
 
     def learn(self, sign: Sign) -> None:
         self.state = after(self.state, sign)

@@ -3,8 +3,6 @@
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from grm_ray.runtime.health import ALIVE, SERVES, Patience, Sign, State, after
 
@@ -41,12 +39,11 @@ def test_nobody_serves_before_it_is_current():
                 after(State.STALE, sign)
 
 
-@given(st.lists(st.sampled_from(list(Sign)), max_size=30))
-def test_a_retired_place_stays_empty(signs):
-    state = path(Sign.DIED, Sign.GIVEN_UP)
-    for sign in signs:
-        with pytest.raises(ValueError, match="retired"):
-            after(state, sign)
+@pytest.mark.parametrize("sign", [sign for sign in Sign if sign is not Sign.SPAWNED])
+def test_a_retired_place_waits_for_a_new_worker(sign):
+    with pytest.raises(ValueError, match="retired"):
+        after(path(Sign.DIED, Sign.GIVEN_UP), sign)
+    assert path(Sign.DIED, Sign.GIVEN_UP, Sign.SPAWNED) is State.RESTARTING
 
 
 def warm(patience, slots):

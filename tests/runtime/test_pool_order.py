@@ -134,5 +134,27 @@ def test_a_first_start_that_fails_is_an_error_of_the_program():
 def test_a_place_in_which_nobody_lives_to_start_is_given_up_and_the_others_serve():
     scene = Scene(3, lambda worker: RayActorError() if worker.slot == 1 else None)
     assert scene.pool.states == [State.HEALTHY, State.RETIRED, State.HEALTHY]
-    assert scene.said[-1] == "worker 1 died 4 times in a row: given up"
+    assert scene.said[-1] == "worker 1 died 4 times in a row: its place is empty for 60 s"
+    assert scene.give(scene.submit(work())[1], 3) == ["result"]
+
+
+def test_an_empty_place_is_filled_again_after_a_while_which_doubles():
+    broken = [True]
+    scene = Scene(2, lambda worker: RayActorError() if worker.slot and broken[0] else None)
+    started = len(scene.workers)
+    for waited, pause in ((60.0, "120 s"), (120.0, "240 s")):
+        assert scene.give(scene.submit(work())[1], 3) == ["result"]
+        scene.clock.seconds += waited - 1
+        scene.pool.look_after()
+        assert len(scene.workers) == started
+        scene.clock.seconds += 1
+        scene.pool.look_after()
+        started += 1
+        scene.pool.handle(scene.workers[-1].ready)
+        assert scene.said[-1].endswith(pause) and len(scene.workers) == started
+    broken[0] = False
+    scene.clock.seconds += 240
+    scene.pool.look_after()
+    scene.pool.handle(scene.workers[-1].ready)
+    assert scene.pool.states == [State.HEALTHY, State.HEALTHY]
     assert scene.give(scene.submit(work())[1], 3) == ["result"]
