@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError
 
 from benchmarks.parts.simulated_transport import (
     Death,
@@ -25,9 +25,11 @@ from benchmarks.parts.simulated_transport import (
     remote,
 )
 from grm_ray.data.tables import SCORES
-from grm_ray.drivers.groups import RankDied
+from grm_ray.drivers.groups import InputLost, RankDied
 from grm_ray.runtime.pool import Pool
 from grm_ray.runtime.weights import Version
+
+_LOST = ObjectLostError("00" * 28, None, "")
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Speeds:
         restart_s: seconds from a death until the replacement is ready.
         deaths_per_hour: of each engine and each scorer.
         slow: share of scorers that are ten times slower.
+        machines: share of the deaths of engines that take with them what the engine has written.
         all_die_s: when every engine and scorer of that time dies at once.
     """
 
@@ -58,6 +61,7 @@ class Speeds:
     mean_length: float = 400.0
     longest: int = 4096
     prompt: int = 200
+    machines: float = 0.0
     all_die_s: float = math.inf
 
 
@@ -67,6 +71,7 @@ class _Actor:
     def __init__(self, cluster: SimulatedCluster, ready_after: float) -> None:
         self.cluster, self.alive = cluster, True
         self._promised: list[Ref] = []
+        self._streams: list[StreamRef] = []
         cluster.actors.append(self)
         transport = cluster.transport
         self.ready = transport.schedule(Ref(transport.now() + ready_after, "0:0"))
@@ -98,6 +103,10 @@ class _Actor:
             return
         self.alive = False
         self.cluster.deaths += 1
+        if self.cluster.rng.random() < self.cluster.speeds.machines:
+            for stream in self._streams:
+                for ref in stream.given:
+                    ref.lost = True
         now = self.cluster.transport.now()
         for ref in self._promised:
             if getattr(ref, "_end", ref.at) > now and not ref.cancelled:
@@ -142,7 +151,8 @@ class Engine(_Actor):
                 }
                 pairs.append((at, (uids, sum(tokens)), metadata))
                 waiting = []
-        return self.promise(StreamRef(pairs, pairs[-1][0] + 1e-6))
+        self._streams = [*self._streams[-1:], StreamRef(pairs, pairs[-1][0] + 1e-6)]
+        return self.promise(self._streams[-1])
 
 
 class SimulatedScorer(_Actor):
@@ -155,6 +165,8 @@ class SimulatedScorer(_Actor):
         self.refuse = remote(cluster.transport, self._score)
 
     def _score(self, batch: Ref, row: int | None = None) -> Ref:
+        if batch.lost:
+            return self.promise(Ref(self.cluster.transport.now(), error=_LOST))
         uids, tokens = batch.value
         if row is not None:
             uids, tokens = uids[row : row + 1], tokens / len(uids)
@@ -197,6 +209,8 @@ class SimulatedLearner:
     def gather(self, refs: list[Ref]) -> list[Any]:
         try:
             return [self.cluster.transport.get(ref) for ref in refs]
+        except ObjectLostError as error:
+            raise InputLost(str(error)) from error
         except RayActorError as error:
             raise RankDied(str(error)) from error
 
@@ -256,7 +270,10 @@ class SimulatedCluster:
         zero = [0.0] * len(uids)
         info = {"uids": uids, "kl": zero, "penalty": zero, "entropy": zero, "gap": zero}
         seconds = tokens / self.speeds.evaluate_tokens
-        return None, remote(self.transport, self.learners.work).remote(seconds, info)
+        ref = remote(self.transport, self.learners.work).remote(seconds, info)
+        if batch.lost:
+            ref.error = _LOST
+        return None, ref
 
     def begin_export(self, version: Version) -> list[Any]:
         return [self.learners.work(0.0, version)]

@@ -23,11 +23,14 @@ CALL_S, GET_S, WAIT_S = 150e-6, 60e-6, 1e-6
 
 
 class Ref:
-    """A result that is there from `at` on: a value, or an error."""
+    """A result that is there from `at` on: a value, or an error.
+
+    `lost`: the machine that held it is gone; who has read it before may go on with it.
+    """
 
     def __init__(self, at: float, value: Any = None, error: Exception | None = None) -> None:
         self.at, self.value, self.error = at, value, error
-        self.cancelled = False
+        self.cancelled = self.lost = False
 
 
 class StreamRef(Ref):
@@ -36,6 +39,7 @@ class StreamRef(Ref):
     def __init__(self, pairs: deque[tuple[float, Any, Any]], end: float) -> None:
         super().__init__(pairs[0][0] if pairs else end)
         self._pairs, self._end, self._second = pairs, end, None
+        self.given: list[Ref] = []
 
     def __next__(self) -> Ref:
         if self.error is not None:
@@ -48,7 +52,8 @@ class StreamRef(Ref):
         at, batch, metadata = self._pairs.popleft()
         self.at = self._pairs[0][0] if self._pairs else self._end
         self._second = Ref(at, metadata)
-        return Ref(at, batch)
+        self.given.append(Ref(at, batch))
+        return self.given[-1]
 
 
 class Death(Ref):

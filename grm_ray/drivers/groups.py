@@ -44,6 +44,10 @@ class RankDied(RankFailed):
     """A training rank died, hangs, or lost what it worked on: a new group may go on."""
 
 
+class InputLost(RankDied):
+    """What a rank was asked to work on went with a machine; the rank is well."""
+
+
 class Group:
     """The actors of one ZeRO group, called in lockstep."""
 
@@ -85,7 +89,8 @@ class Group:
 
         Raises:
             ConfigError: a rank found that the config cannot work.
-            RankDied: with the cause; other ranks may hang in a collective and are not waited for.
+            InputLost, RankDied: with the cause; other ranks may hang in a collective and are not
+                waited for.
             RankFailed: an error of the program, with the cause.
         """
         pending = list(refs)
@@ -100,7 +105,10 @@ class Group:
         try:
             return fetch(ref)
         except ray.exceptions.RayError as error:
-            if kind_of(error) is not Failure.PROGRAM:
+            kind = kind_of(error)
+            if kind is Failure.LOST_INPUT:
+                raise InputLost(f"rows went with the machine that held them: {error}") from error
+            if kind is not Failure.PROGRAM:
                 raise RankDied(f"a training rank died: {error}") from error
             if self._someone_died():
                 raise RankDied(f"a training rank died, another one says: {error}") from error

@@ -12,7 +12,7 @@ import ray
 
 from grm_ray.config.ends import RunStopped
 from grm_ray.data.packing import by_key
-from grm_ray.drivers.groups import RankDied
+from grm_ray.drivers.groups import InputLost, RankDied
 from grm_ray.drivers.ppo_workers import PpoCast
 from grm_ray.drivers.scored_batches import ScoredBatch, again
 from grm_ray.runtime.ledger import StepLedger, seed
@@ -34,12 +34,14 @@ class Step:
 
     Attributes:
         at: stage -> when its last row came, on `time.perf_counter`'s clock.
+        rollouts: reference to a batch -> uids of its rows.
+        evaluations: batch, or what stands for several -> reference to their evaluations.
     """
 
     ledger: StepLedger
     at: dict[str, float] = field(default_factory=dict)
-    rollouts: list[Any] = field(default_factory=list)
-    evaluations: list[Any] = field(default_factory=list)
+    rollouts: dict[Any, list[str]] = field(default_factory=dict)
+    evaluations: dict[Any, Any] = field(default_factory=dict)
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def note(self, stage: str, uids: list[str]) -> list[str]:
@@ -48,6 +50,16 @@ class Step:
         if not self.ledger.left(stage):
             self.at.setdefault(stage, time.perf_counter())
         return fresh
+
+    def forget(self, batch: Any) -> list[str]:
+        """As if the rows of `batch` had never come; their uids."""
+        uids = self.rollouts.pop(batch)
+        self.evaluations.pop(batch, None)
+        self.ledger.forget(uids)
+        self.at.clear()  # of stages that were complete, and are not any more
+        for name in uids:
+            del self.rows[name]
+        return uids
 
     def column(self, name: str) -> np.ndarray:
         """A scalar, or a list of them, of every row, in the order of the ledger's uids."""
@@ -66,7 +78,9 @@ class Step:
             RankDied: a batch went with a machine; the learner lacks it as well.
         """
         try:
-            return pa.concat_tables(ray.get(self.rollouts)).select(["uid", "prompt", "response"])
+            return pa.concat_tables(ray.get(list(self.rollouts))).select(
+                ["uid", "prompt", "response"]
+            )
         except ray.exceptions.ObjectLostError as error:
             raise RankDied(_LOST) from error
 
@@ -124,7 +138,8 @@ class Gathering:
         self._needs = {GENERATED, SCORED} | ({EVALUATED} if evaluate else set())
         self._row_of = {name: row for row, name in rows}
         self.step = Step(StepLedger(list(self._row_of), frozenset(self._needs)))
-        self.evaluations: dict[Any, Any] = {}  # reference to metadata -> reference to table
+        # Reference to metadata -> reference to table, and the batch; None: several.
+        self.evaluations: dict[Any, tuple[Any, Any]] = {}
         self._released = False
         self._unevaluated: list[tuple[Any, int]] = []  # batches that wait; their tokens
 
@@ -197,7 +212,7 @@ class Gathering:
             if any(step.ledger.has(GENERATED, name) for name in uids):
                 return
             step.note(GENERATED, uids)
-            step.rollouts.append(batch)
+            step.rollouts[batch] = uids
             for i, name in enumerate(uids):
                 step.rows[name] = {
                     "length": metadata["lengths"][i],
@@ -216,22 +231,41 @@ class Gathering:
         together = self._cast.evaluates_together
         if not self._released or not self._unevaluated or (together and not self.generated):
             return
-        batches, tokens = (list(x) for x in zip(*self._unevaluated, strict=True))
-        self._unevaluated.clear()
         if together:
+            batches, tokens = (list(x) for x in zip(*self._unevaluated, strict=True))
             begun = self._cast.evaluate_together(batches, tokens)
+            self.evaluations |= {info: (table, None) for table, info in begun}
         else:
-            begun = [self._cast.evaluate(*each) for each in zip(batches, tokens, strict=True)]
-        self.evaluations |= {info: table for table, info in begun}
+            for batch, tokens in self._unevaluated:
+                table, info = self._cast.evaluate(batch, tokens)
+                self.evaluations[info] = table, batch
+        self._unevaluated.clear()
 
-    def on_scored(self, event: Event) -> None:
-        """A scorer answered, or died with what it had.
+    def _make_again(self, batch: Any) -> None:
+        """The batch went with the machine that held it before all had read it.
 
         Raises:
-            RankDied: the batch went with a machine. The learner lacks it as well.
+            RankDied: ranks that evaluate all batches together cannot take one back.
         """
-        if event.kind == "gone":
+        if self._cast.evaluates_together and EVALUATED in self._needs:
             raise RankDied(_LOST)
+        uids = self.step.forget(batch)
+        self._unevaluated = [each for each in self._unevaluated if each[0] is not batch]
+        self._cast.rollouts.retried += 1
+        self._request(uids)
+
+    def on_scored(self, event: Event) -> None:
+        """A scorer answered, or died with what it had, or found no batch.
+
+        Raises:
+            RankDied: as `_make_again`.
+        """
+        batch = event.work.payload.batch
+        if batch not in self.step.rollouts:
+            return  # its rows are made again
+        if event.kind == "gone":
+            self._make_again(batch)
+            return
         if event.kind == "lost":
             again(event, self._cast.scorers)
             return
@@ -246,12 +280,20 @@ class Gathering:
         """A learner rank evaluated a batch.
 
         Raises:
-            RankDied: it died instead.
+            RankDied: it died instead; or of what all ranks evaluate together, something is lost.
         """
-        table = self.evaluations.pop(ref)
-        info = self._cast.learners.gather([ref])[0]
+        table, batch = self.evaluations.pop(ref)
+        if batch is not None and batch not in self.step.rollouts:
+            return  # its rows are made again
+        try:
+            info = self._cast.learners.gather([ref])[0]
+        except InputLost:
+            if batch is None:
+                raise
+            self._make_again(batch)
+            return
         fresh = set(self.step.note(EVALUATED, info["uids"]))
-        self.step.evaluations.append(table)
+        self.step.evaluations[ref if batch is None else batch] = table
         for i, name in enumerate(info["uids"]):
             if name in fresh:
                 self.step.rows[name] |= {key: info[key][i] for key in SCALARS}

@@ -50,8 +50,8 @@ def begin_update(
     shares = of_ranks(plan, items, sizes, len(learners.ranks))
     return [
         rank.learn.remote(
-            step.rollouts,
-            step.evaluations,
+            list(step.rollouts),
+            list(step.evaluations.values()),
             {uids[i]: float(of_rows[i]) for i in sorted({i for part in mine for i in part})},
             [[uids[i] for i in part] for part in mine],
             coefficient,

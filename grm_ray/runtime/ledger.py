@@ -27,7 +27,10 @@ def seed(uid: str, run_seed: int) -> int:
 
 
 class StepLedger:
-    """The rows of one step: each is generated once, scored once, evaluated once."""
+    """The rows of one step: each is generated once, scored once, evaluated once.
+
+    A row that is forgotten counts as one of which nothing is done.
+    """
 
     def __init__(self, uids: Iterable[str], needs: frozenset[str]) -> None:
         self._done: dict[str, set[str]] = {u: set() for u in uids}
@@ -48,6 +51,13 @@ class StepLedger:
         if stage in self._left:
             self._left[stage] -= len(fresh)
         return fresh
+
+    def forget(self, uids: Iterable[str]) -> None:
+        """These rows are made again, from the first stage on."""
+        for name in uids:
+            for stage in self._done[name] & self._left.keys():
+                self._left[stage] += 1
+            self._done[name].clear()
 
     def has(self, stage: str, uid: str) -> bool:
         """Whether `stage` is done for a row."""

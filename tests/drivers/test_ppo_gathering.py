@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from grm_ray.drivers.groups import RankDied
+from grm_ray.data.tables import SCORES
+from grm_ray.drivers.groups import InputLost, RankDied
 from grm_ray.drivers.ppo_step import Gathering, Writing
 from grm_ray.runtime.pool import Event
 from grm_ray.runtime.weights import Version
@@ -16,10 +17,17 @@ UIDS = [uid for _, uid in ROWS]
 
 class Pool:
     def __init__(self):
-        self.submitted, self.handles = [], [object()]
+        self.submitted, self.handles, self.retried = [], [object()], 0
 
     def submit(self, work):
         self.submitted.append(work)
+
+
+class Batch:
+    """In place of a reference to a batch."""
+
+    def __init__(self, texts):
+        self.texts = texts
 
 
 @pytest.fixture
@@ -48,14 +56,14 @@ def item(gathering, texts):
         "finished": [True] * len(texts),
         "versions": [(0, 0)] * len(texts),
     }
-    batch = pa.table({"uid": list(texts), "response": list(texts.values())})
+    batch = Batch(texts)
     return Event("item", SimpleNamespace(payload=Writing(gathering, UIDS)), (batch, metadata))
 
 
 def test_a_batch_of_which_a_row_is_there_already_is_passed_over_and_made_up_for(cast, gathering):
     gathering.on_generated(item(gathering, {"p:0:0": "one", "q:0:0": "two"}))
     gathering.on_generated(item(gathering, {"q:0:0": "another", "r:0:0": "three"}))
-    assert [b["response"].to_pylist() for b in gathering.step.rollouts] == [["one", "two"]]
+    assert [list(b.texts.values()) for b in gathering.step.rollouts] == [["one", "two"]]
     assert gathering.step.rows["q:0:0"]["length"] == 3 and not gathering.generated
     assert len(cast.scorers.submitted) == 1
     gathering.on_generated(Event("end", SimpleNamespace(payload=Writing(gathering, UIDS))))
@@ -75,3 +83,61 @@ def test_texts_that_went_with_a_machine_are_a_reason_to_recover(gathering, monke
     monkeypatch.setattr(ray, "get", gone)
     with pytest.raises(RankDied, match="went with the machine"):
         gathering.step.texts()
+
+
+def scores(batch):
+    """What a scorer says of a batch."""
+    one = {"scores": [1.0], "rules": [], "true_reward": None, "fingerprint": "f", "refused": None}
+    return pa.Table.from_pylist([{"uid": name, **one} for name in batch.texts], SCORES)
+
+
+def test_rows_that_went_with_a_machine_are_made_again_and_what_is_late_of_them_does_not_count(
+    cast, gathering
+):
+    first = item(gathering, {"p:0:0": "one", "q:0:0": "two"})
+    for event in (first, item(gathering, {"r:0:0": "three"})):
+        gathering.on_generated(event)
+    works = list(cast.scorers.submitted)
+    assert gathering.generated
+    gathering.on_scored(Event("gone", works[0]))
+    assert not gathering.generated and list(gathering.step.rows) == ["r:0:0"]
+    assert cast.rollouts.submitted[-1].payload.uids == ["p:0:0", "q:0:0"]
+    assert cast.rollouts.retried == 1
+    gathering.on_scored(Event("result", works[0], scores(first.value[0])))  # a twin, too late
+    gathering.on_scored(Event("gone", works[0]))
+    assert gathering.scored == 0 and cast.rollouts.retried == 1
+    again = item(gathering, {"p:0:0": "eleven", "q:0:0": "two"})
+    gathering.on_generated(again)
+    for work, batch in zip(cast.scorers.submitted[1:], list(gathering.step.rollouts), strict=True):
+        gathering.on_scored(Event("result", work, scores(batch)))
+    assert gathering.complete
+    assert gathering.step.rows["p:0:0"]["length"] == 6
+    assert gathering.step.at.keys() == {"generated", "scored"}
+
+
+def test_what_ranks_evaluate_together_is_not_made_again_in_part(cast):
+    cast.evaluates_together = True
+    gathering = Gathering(cast, None, ROWS, Version(0, 0), 0, evaluate=True)
+    gathering.begin()
+    gathering.on_generated(item(gathering, {"p:0:0": "one", "q:0:0": "two"}))
+    with pytest.raises(RankDied, match="went with the machine"):
+        gathering.on_scored(Event("gone", cast.scorers.submitted[0]))
+
+
+def test_an_evaluation_of_lost_rows_has_them_made_again(cast):
+    def lost(refs):
+        if refs == ["lost"]:
+            raise InputLost("with a machine")
+        return [{"uids": ["r:0:0"], "kl": [0], "penalty": [0], "entropy": [0], "gap": [0]}]
+
+    cast.learners = SimpleNamespace(gather=lost)
+    cast.evaluate = lambda batch, tokens: ("table", "lost" if len(batch.texts) > 1 else "there")
+    gathering = Gathering(cast, None, ROWS, Version(0, 0), 0, evaluate=True)
+    gathering.begin()
+    gathering.release()
+    gathering.on_generated(item(gathering, {"p:0:0": "one", "q:0:0": "two"}))
+    gathering.on_generated(item(gathering, {"r:0:0": "three"}))
+    gathering.on_evaluated("lost")
+    gathering.on_evaluated("there")
+    assert gathering.lacking() == {"evaluated": 2, "generated": 2, "scored": 3}
+    assert list(gathering.step.evaluations.values()) == ["table"]

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from benchmarks.parts.simulated_cluster import Speeds
 from benchmarks.parts.simulated_run import run
 from grm_ray.drivers.ppo_ahead import Ahead
+from grm_ray.drivers.ppo_step import Gathering
 
 
 @settings(max_examples=12, deadline=None)
@@ -16,10 +17,13 @@ from grm_ray.drivers.ppo_ahead import Ahead
     staleness=st.integers(0, 2),
     seed=st.integers(0, 10**6),
     deaths=st.sampled_from([0.0, 5.0, 40.0]),
+    machines=st.sampled_from([0.0, 0.5]),
 )
-def test_every_row_is_learned_from_once_whoever_dies(engines, scorers, staleness, seed, deaths):
+def test_every_row_is_learned_from_once_whoever_dies(
+    engines, scorers, staleness, seed, deaths, machines
+):
     """`run` itself compares the ledger with what was asked for and what was learned from."""
-    speeds = Speeds(deaths_per_hour=deaths, restart_s=20.0, mean_length=60.0)
+    speeds = Speeds(deaths_per_hour=deaths, restart_s=20.0, mean_length=60.0, machines=machines)
     found = run(engines, scorers, speeds, 3, 8, staleness, seed)
     assert found["replaced"] <= found["deaths"]
     assert found["rows"] == 3 * 4 * max(2, engines * 2)
@@ -28,6 +32,21 @@ def test_every_row_is_learned_from_once_whoever_dies(engines, scorers, staleness
 def test_workers_die_in_the_simulation():
     found = run(8, 4, Speeds(deaths_per_hour=40.0, restart_s=20.0), 3, 8)
     assert found["deaths"] > 5 and found["replaced"] > 5 and found["retries"] > 0
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_rows_that_go_with_a_machine_are_made_again_alone(staleness, monkeypatch):
+    """Scorers are so slow that many batches wait for them when an engine's machine goes."""
+    again = []
+
+    def counted(gathering, batch, make_again=Gathering._make_again):
+        again.append(len(gathering.step.rollouts[batch]))
+        make_again(gathering, batch)
+
+    monkeypatch.setattr(Gathering, "_make_again", counted)
+    speeds = Speeds(deaths_per_hour=60.0, restart_s=20.0, score_tokens=1_000.0, machines=1.0)
+    found = run(8, 2, speeds, 4, 16, staleness)
+    assert 0 < sum(again) < found["rows"]
 
 
 def test_one_scorer_in_four_that_is_ten_times_slower_costs_little():
