@@ -162,7 +162,7 @@ class SimulatedScorer(_Actor):
         super().__init__(cluster, ready_after)
         self._free, self._slow = 0.0, slow
         self.score = remote(cluster.transport, self._score)
-        self.refuse = remote(cluster.transport, self._score)
+        self.refuse = remote(cluster.transport, self._refuse)
 
     def _score(self, batch: Ref, row: int | None = None) -> Ref:
         if batch.lost:
@@ -176,6 +176,9 @@ class SimulatedScorer(_Actor):
         none = [None] * rows
         columns = [uids, [[0.5]] * rows, [[]] * rows, none, ["f"] * rows, none]
         return self.promise(Ref(self._free, pa.table(columns, schema=SCORES)))
+
+    def _refuse(self, batch: Ref, row: int) -> Ref:
+        raise AssertionError(f"nobody dies of {batch.value[0][row]}, but it is refused")
 
 
 @dataclass
@@ -231,6 +234,7 @@ class SimulatedCluster:
         self.rng = np.random.default_rng(seed)
         self.transport = SimulatedTransport()
         self.timeline = SimpleNamespace(mark=lambda *_, **__: None)
+        self.say = lambda message: None
         self.version = Version(0, 0)
         self.learners = SimulatedLearner(self)
         self.actors: list[_Actor] = []

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from grm_ray.config.ends import RunStopped
 from grm_ray.config.load import ConfigError
 from grm_ray.config.ppo import PpoJob
 from grm_ray.data.order import EpochOrder
@@ -174,8 +175,16 @@ class PolicyRewards:
         place = {name: i for i, name in enumerate(said["uid"].to_pylist())}
         said = said.take(pa.array([place[name] for name in step.ledger.uids]))
         found = step.column("scores").astype(np.float32)
-        if not np.isfinite(found).all():
-            raise ValueError("a reward model gives reference answers scores that are no numbers")
+        gaps = np.flatnonzero(~np.isfinite(found).all(axis=1))
+        if len(gaps):
+            why = step.rows[step.ledger.uids[gaps[0]]]["refused"]
+            if len(gaps) == len(found):
+                raise RunStopped(f"none of the answers to compare with could be scored: {why}")
+            self._say(
+                f"{len(gaps)} of {len(found)} answers to compare with not scored, the mean of the "
+                f"others stands for them: {why}"
+            )
+            found = without_gaps(found)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")  # another run may be making the same
         pq.write_table(said.append_column("scores", pa.array(list(found))), part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,8 @@ SCORED_COLUMNS = ("scores", "rules", "true_reward", "refused")
 SCORED, EVALUATED, GENERATED = "scored", "evaluated", "generated"
 
 _LOST = "a batch of rows went with the machine that held it"
+# How often a row may be: then batches do not get from machine to machine at all.
+_MOST_REMADE = 2
 
 
 @dataclass
@@ -141,6 +144,8 @@ class Gathering:
         # Reference to metadata -> reference to table, and the batch; None: several.
         self.evaluations: dict[Any, tuple[Any, Any]] = {}
         self._released = False
+        self._writing: dict[str, Writing] = {}  # uid -> the last work that was to write it
+        self._remade: Counter[str] = Counter()
         self._unevaluated: list[tuple[Any, int]] = []  # batches that wait; their tokens
 
     @property
@@ -177,12 +182,14 @@ class Gathering:
         for share in np.array_split(np.arange(len(groups)), shares):
             names = [uids[i] for group in share for i in groups[group]]
             wanted = [(self._row_of[u], u, seed(u, self._seed)) for u in names]
+            writing = Writing(self, names)
+            self._writing |= dict.fromkeys(names, writing)
             self._cast.rollouts.submit(
                 Work(
                     lambda worker, wanted=wanted: worker.generate.options(
                         num_returns="streaming"
                     ).remote(self._prompts, wanted, self._greedy),
-                    Writing(self, names),
+                    writing,
                 )
             )
 
@@ -196,8 +203,9 @@ class Gathering:
         if event.kind == "gone":
             raise RunStopped("the table of prompts went with the machine that held it")
         if event.kind in ("lost", "end"):  # at the end too: see below
-            asked = event.work.payload.uids
-            lacking = [u for u in asked if not step.ledger.has(GENERATED, u)]
+            asked: Writing = event.work.payload
+            mine = [u for u in asked.uids if self._writing[u] is asked]
+            lacking = [u for u in mine if not step.ledger.has(GENERATED, u)]
             if lacking:
                 self._request(lacking)
         elif event.kind == "item":
@@ -245,11 +253,15 @@ class Gathering:
         """The batch went with the machine that held it before all had read it.
 
         Raises:
-            RankDied: ranks that evaluate all batches together cannot take one back.
+            RankDied: it happens again and again; or ranks that evaluate all batches together cannot
+                take one back.
         """
-        if self._cast.evaluates_together and EVALUATED in self._needs:
-            raise RankDied(_LOST)
         uids = self.step.forget(batch)
+        self._remade.update(uids)
+        together = self._cast.evaluates_together and EVALUATED in self._needs
+        if together or max(self._remade[name] for name in uids) > _MOST_REMADE:
+            raise RankDied(_LOST)
+        self._cast.say(f"{len(uids)} rows went with a machine and are made again")
         self._unevaluated = [each for each in self._unevaluated if each[0] is not batch]
         self._cast.rollouts.retried += 1
         self._request(uids)

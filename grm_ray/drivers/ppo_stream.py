@@ -53,7 +53,7 @@ class Stream:
 
         Raises:
             PoolFailed: no worker answered in time, or they die faster than they serve.
-            RankDied: a learner rank died or hangs, or rows went with a machine.
+            RankDied: a learner rank died or hangs, or rows went with a machine again and again.
         """
 
         def done() -> bool:

@@ -34,6 +34,7 @@ class PpoCast:
     Attributes:
         timeline: the driver's.
         transport: by which the driver waits for its workers.
+        say: tells whoever looks on one line.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class PpoCast:
         say: Callable[[str], None],
     ) -> None:
         self._config, self._folder, self._path = config, folder, policy_path
+        self.say = say
         self._placed, self._wanted = placed, wanted
         self.timeline = Timeline(folder / "logs" / "driver.log")
         self.transport = RayTransport()
@@ -154,7 +156,7 @@ class PpoCast:
             self._of_engines("wake_up")
 
     def _of_engines(self, method: str) -> None:
-        self._asleep = method == "sleep"
+        self._asleep = self.rollouts.at_rest = method == "sleep"
         self._all_engines(lambda engine: getattr(engine, method).remote())
 
     def _all_engines(self, call: Callable[[Any], Any]) -> None:

@@ -26,6 +26,8 @@ LOOK_EVERY_S = 0.25
 # Seconds for which a place stays empty in which workers died one after the other: what is broken
 # may be mended. Twice as long each time.
 PAUSE_S, LONGEST_PAUSE_S = 60.0, 3600.0
+# Pardons in a row: a role that dies of everything is not to be pardoned for ever.
+MOST_PARDONS = 16
 
 
 class PoolFailed(RuntimeError):
@@ -63,6 +65,9 @@ class Pool:
         dead_s: a worker with work that is silent for so long counts as dead.
         patience: when it is suspect before that.
         transport: by which workers are reached.
+
+    Attributes:
+        at_rest: workers must not start now: places that are empty stay so.
     """
 
     def __init__(
@@ -80,11 +85,12 @@ class Pool:
     ) -> None:
         self.role = role
         self.replaced = self.hedged = self.retried = 0
+        self.at_rest = False
         self._spawn, self._admit, self._say = spawn, admit, say
         self._max, self._dead_s = max_replacements, dead_s
         self._patience = patience or Patience()
         self._transport = transport or RayTransport()
-        self._deaths = 0
+        self._deaths = self._pardons = 0
         self._started = False  # whether all had their first start
         self._line: deque[Work] = deque()
         self._looked = self._transport.now()
@@ -93,6 +99,10 @@ class Pool:
             self._members.spawned(member, *spawn(member.slot))
 
     # ----------------------------------------------------------------- what there is
+
+    def now(self) -> float:
+        """Seconds of the transport's clock."""
+        return self._transport.now()
 
     @property
     def handles(self) -> list[Any]:
@@ -154,10 +164,15 @@ class Pool:
                 self._void(member, piece)
 
     def pardon(self) -> None:
-        """The deaths so far were not the workers' fault: they do not count any more."""
+        """The deaths so far were not the workers' fault: they do not count any more, unless this is
+        said again and again and nothing gets done between."""
+        self._pardons += 1
+        if self._pardons > MOST_PARDONS:
+            return
         self._deaths = 0
         for member in self._members:
-            member.deaths = 0
+            if member.state is not State.RETIRED:
+                member.deaths = 0
 
     def handle(self, ref: Any) -> list[Event]:
         """Turn one ready reference into events; replaces the worker when it turns out dead.
@@ -186,7 +201,7 @@ class Pool:
         self._looked = now
         events: list[Event] = []
         for member in self._members:
-            if member.state is State.RETIRED and now >= member.empty_until:
+            if member.state is State.RETIRED and now >= member.empty_until and not self.at_rest:
                 self._fill(member)
             if not member.pieces or member.state not in SERVES:
                 continue
@@ -244,6 +259,7 @@ class Pool:
             self._members.watch_ready(member, not_yet)
             return []
         member.learn(Sign.CURRENT)
+        member.proved = self._transport.now()
         self._members.serves(member)
         self._dispatch()
         return []
@@ -258,6 +274,8 @@ class Pool:
             return self._failed(member, piece, error)
         self._heard(member)
         self._deaths = member.deaths = 0
+        if piece.work.news:
+            self._pardons = 0
         events = [] if piece.void else [Event(kind, piece.work, value)]
         if kind != "item":
             self._finished(member, piece)
@@ -281,7 +299,7 @@ class Pool:
     def _heard(self, member: Member) -> None:
         now = self._transport.now()
         self._patience.note(member.slot, now - member.heard)
-        member.heard = now
+        member.heard = member.proved = now
         member.learn(Sign.HEARD)
         self._members.sort_in(member)
 
@@ -319,8 +337,10 @@ class Pool:
         lost = self._members.clear(member)
         # Work that another one is at as well is not lost; who else dies of it is counted then.
         alone = [(piece, place) for piece, place in lost if not self._members.twins(piece)]
-        self._deaths += bool(alone or not lost)
         member.deaths += 1
+        # A place that is tried now and then says nothing of the others.
+        if member.deaths <= self._max:
+            self._deaths += bool(alone or not lost)
         self.replaced += 1
         # All that die with one machine die in a row as well.
         if self._deaths > self._max + len(self.states) - 1:
@@ -333,7 +353,9 @@ class Pool:
             self._say(f"{self.role} {member.slot} died and is replaced")
             self._fill(member)
         self.retried += len(alone)
-        return [Event("lost", piece.work, place == 0) for piece, place in alone]
+        return [
+            Event("lost", piece.work, None if place else member.proved) for piece, place in alone
+        ]
 
     def _empty(self, member: Member, cause: BaseException) -> None:
         """Nobody for the place for now."""

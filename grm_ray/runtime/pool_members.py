@@ -18,18 +18,24 @@ class Work:
 
     Attributes:
         hedge: it may be done twice at once, where the first to do it is slow.
+        news: that it is done shows that the role can work.
     """
 
     call: Callable[[Any], Any]
     payload: Any
     hedge: bool = True
+    news: bool = True
 
 
 @dataclass(frozen=True)
 class Event:
-    """What happened: a streamed `item`, a `result`, the `end` of a stream; `lost` work, whose value
-    says whether it was at work, not only at hand, when the worker died; or work whose input is
-    `gone` with a machine."""
+    """What happened: a streamed `item`, a `result`, the `end` of a stream; `lost` work; or work
+    whose input is `gone` with a machine.
+
+    The value of `lost`: None where the work was only at hand when the worker died; else, by the
+    pool's clock, when the worker was last known to live. One that died while it was idle is found
+    out by the next work that it is given, which is not to blame.
+    """
 
     kind: Literal["item", "result", "end", "lost", "gone"]
     work: Work
@@ -51,6 +57,7 @@ class Member:
 
     Attributes:
         heard: when it last said something, or was idle and got work.
+        proved: when it last said something, or became ready.
         deaths: in a row, of workers in this place.
         empty_until: when a place that is empty is to be filled again.
     """
@@ -61,6 +68,7 @@ class Member:
     state: State = State.RESTARTING
     pieces: list[Piece] = field(default_factory=list)
     heard: float = 0.0
+    proved: float = 0.0
     deaths: int = 0
     empty_until: float = 0.0
 

@@ -9,6 +9,7 @@ then and whenever it comes again.
 from __future__ import annotations
 
 import hashlib
+import math
 import queue
 import threading
 import time
@@ -40,6 +41,7 @@ class _Request:
     future: Future = field(default_factory=Future)
     begun: bool = False
     deaths: int = 0  # of scorers that were at work on it
+    since: float = math.inf  # when it was given to the pool first, by its clock
 
     @property
     def suspect(self) -> bool:
@@ -173,6 +175,8 @@ class ScoringService(threading.Thread):
 
     def _submit(self, batch: list[_Request]) -> None:
         self._working += 1
+        for request in batch:
+            request.since = min(request.since, self._pool.now())
         self._pool.submit(_work(batch))
 
     def _look(self) -> None:
@@ -196,7 +200,8 @@ class ScoringService(threading.Thread):
         tried = len(batch) == 1 and batch[0].suspect
         self._suspected = self._suspected and not tried
         if event.kind in ("lost", "gone"):
-            self._lost(batch, at_work=bool(event.value))
+            known = event.kind == "lost" and event.value is not None
+            self._lost(batch, known and event.value >= max(r.since for r in batch))
             return
         scores_BK, reason = event.value
         if scores_BK is not None:
@@ -214,10 +219,11 @@ class ScoringService(threading.Thread):
             self._fail(batch[0], Refused(reason))
 
     def _lost(self, batch: list[_Request], at_work: bool) -> None:
-        """A scorer died. Who was at work is suspected, and tried alone; who only lay at hand goes
-        back into the line."""
+        """A scorer died. Who was at work is suspected, and tried alone; who only lay at hand, or
+        with a scorer that may have died before, goes back into the line."""
         if not at_work:
-            self._waiting.extendleft(reversed(batch))
+            line = self._suspects if batch[0].suspect else self._waiting
+            line.extendleft(reversed(batch))
             return
         for request in batch:
             request.deaths += 1

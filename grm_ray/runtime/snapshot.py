@@ -81,6 +81,8 @@ class Snapshots:
         with self.reading(complete[-1]):
             try:
                 state = json.loads((complete[-1] / STATE).read_text(encoding="utf-8"))
+                if not (isinstance(state, dict) and "step" in state):
+                    raise ValueError("it has no step")
             except ValueError as error:
                 raise ConfigError(f"{complete[-1] / STATE} is damaged ({error})") from None
         return complete[-1], state

@@ -22,6 +22,9 @@ class Pool:
     def submit(self, work):
         self.submitted.append(work)
 
+    def now(self):
+        return 0.0
+
 
 class Batch:
     """In place of a reference to a batch."""
@@ -37,6 +40,7 @@ def cast():
         scorers=Pool(),
         rollouts=Pool(),
         evaluates_together=False,
+        say=lambda message: None,
     )
 
 
@@ -66,11 +70,11 @@ def test_a_batch_of_which_a_row_is_there_already_is_passed_over_and_made_up_for(
     assert [list(b.texts.values()) for b in gathering.step.rollouts] == [["one", "two"]]
     assert gathering.step.rows["q:0:0"]["length"] == 3 and not gathering.generated
     assert len(cast.scorers.submitted) == 1
-    gathering.on_generated(Event("end", SimpleNamespace(payload=Writing(gathering, UIDS))))
+    gathering.on_generated(Event("end", cast.rollouts.submitted[0]))
     assert cast.rollouts.submitted[-1].payload.uids == ["r:0:0"]
     gathering.on_generated(item(gathering, {"r:0:0": "four"}))
     assert gathering.generated
-    gathering.on_generated(Event("end", SimpleNamespace(payload=Writing(gathering, UIDS))))
+    gathering.on_generated(Event("end", cast.rollouts.submitted[1]))
     assert len(cast.rollouts.submitted) == 2
 
 
@@ -103,6 +107,8 @@ def test_rows_that_went_with_a_machine_are_made_again_and_what_is_late_of_them_d
     assert not gathering.generated and list(gathering.step.rows) == ["r:0:0"]
     assert cast.rollouts.submitted[-1].payload.uids == ["p:0:0", "q:0:0"]
     assert cast.rollouts.retried == 1
+    gathering.on_generated(Event("lost", cast.rollouts.submitted[0]))  # on the same machine
+    assert len(cast.rollouts.submitted) == 2
     gathering.on_scored(Event("result", works[0], scores(first.value[0])))  # a twin, too late
     gathering.on_scored(Event("gone", works[0]))
     assert gathering.scored == 0 and cast.rollouts.retried == 1
@@ -113,6 +119,15 @@ def test_rows_that_went_with_a_machine_are_made_again_and_what_is_late_of_them_d
     assert gathering.complete
     assert gathering.step.rows["p:0:0"]["length"] == 6
     assert gathering.step.at.keys() == {"generated", "scored"}
+
+
+def test_rows_that_never_get_from_machine_to_machine_are_not_made_for_ever(cast, gathering):
+    for _ in range(2):
+        gathering.on_generated(item(gathering, {"p:0:0": "one"}))
+        gathering.on_scored(Event("gone", cast.scorers.submitted[-1]))
+    gathering.on_generated(item(gathering, {"p:0:0": "one"}))
+    with pytest.raises(RankDied, match="went with the machine"):
+        gathering.on_scored(Event("gone", cast.scorers.submitted[-1]))
 
 
 def test_what_ranks_evaluate_together_is_not_made_again_in_part(cast):

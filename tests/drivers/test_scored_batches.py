@@ -3,10 +3,13 @@
 import math
 import os
 import time
+from collections import deque
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 import ray
+from ray.exceptions import RayActorError
 from transformers import AutoTokenizer
 
 from grm_ray.config.schema import Head
@@ -14,7 +17,7 @@ from grm_ray.data.chat import ScoringContract
 from grm_ray.data.tables import SCORES
 from grm_ray.drivers.scored_batches import ScoredBatch, again
 from grm_ray.models.checkpoint import save_reward_model
-from grm_ray.runtime.pool import Pool
+from grm_ray.runtime.pool import Pool, PoolFailed
 from grm_ray.workers.scorer import Scorer
 from tests.models.scoring import reward_model
 
@@ -44,22 +47,15 @@ def spawn(slot):
     return handle, handle.start.remote()
 
 
-@pytest.mark.parametrize("deadly", ["poison", "endless"])
-def test_an_answer_that_scorers_die_of_is_refused_alone(small_cluster, deadly):
-    pool = Pool("scorer", spawn, count=2, dead_s=2)
-    pool.wait_ready(60)
-    found = {}
-    batches = {
-        "first": ["a", "bb"],
-        "second": ["ccc", deadly, "dddd"],
-        "third": ["e"],
-        "alone": [deadly],
-    }
-    for owner, said in batches.items():
-        ScoredBatch(owner, ray.put(pa.table({"response": said})), len(said)).submit(pool)
-        found[owner] = []
-    while sum(map(len, found.values())) < 7:
-        ready, _ = ray.wait(pool.waitables(), timeout=1.0)
+def until_scored(pool, batches, transport=None):
+    """owner -> scores of its batch, NaN where it was refused."""
+    found = {owner: [] for owner in range(len(batches))}
+    for owner, said in enumerate(batches):
+        table = pa.table({"response": said})
+        batch = table if transport else ray.put(table)
+        ScoredBatch(owner, batch, len(said)).submit(pool)
+    while sum(map(len, found.values())) < sum(map(len, batches)):
+        ready = (transport or pool._transport).wait(pool.waitables(), 1.0)
         events = [event for ref in ready for event in pool.handle(ref)]
         for event in [*events, *pool.look_after()]:
             if event.kind == "lost":
@@ -67,12 +63,103 @@ def test_an_answer_that_scorers_die_of_is_refused_alone(small_cluster, deadly):
             else:
                 assert event.kind == "result"
                 found[event.work.payload.owner] += event.value
-    assert sorted(found["first"]) == [1, 2] and found["third"] == [1]
-    assert sorted(x for x in found["second"] if not math.isnan(x)) == [3, 4]
-    assert len(found["second"]) == 3 and math.isnan(found["alone"][0])
     assert pool.idle
+    return list(found.values())
+
+
+def refused(scores):
+    return sum(math.isnan(x) for x in scores)
+
+
+@pytest.mark.parametrize("deadly", ["poison", "endless"])
+def test_an_answer_that_scorers_die_of_is_refused_alone(small_cluster, deadly):
+    pool = Pool("scorer", spawn, count=2, dead_s=2)
+    pool.wait_ready(60)
+    batches = [["a", "bb"], ["ccc", deadly, "dddd"], ["e"]]
+    found = until_scored(pool, batches)
+    assert sorted(found[0]) == [1, 2] and found[2] == [1]
+    assert sorted(x for x in found[1] if not math.isnan(x)) == [3, 4]
+    assert len(found[1]) == 3
     for handle in pool.handles:
         ray.kill(handle)
+
+
+class Paper:
+    """A clock and scorers on paper: what is asked is done a second later, in order."""
+
+    def __init__(self):
+        self.seconds, self.due, self.killed = 0.0, deque(), []
+
+    def now(self):
+        return self.seconds
+
+    def wait(self, refs, timeout_s):
+        self.seconds += 1.0
+        while self.due:
+            ref = self.due.popleft()
+            if any(ref is other for other in refs):
+                return [ref]
+        return []
+
+    def get(self, ref):
+        if isinstance(ref.value, Exception):
+            raise ref.value
+        return ref.value
+
+    def kill(self, handle):
+        handle.dead = True
+
+    def cancel(self, ref):
+        pass
+
+    def spawn(self, slot):
+        worker = SimpleNamespace(dead=False)
+        worker.score = SimpleNamespace(remote=lambda *asked: self.score(worker, *asked))
+        worker.refuse = SimpleNamespace(remote=lambda *_: self.give(worker, [float("nan")]))
+        return worker, self.give(worker, None)
+
+    def score(self, worker, batch, row=None):
+        said = batch["response"].to_pylist()
+        said = said if row is None else said[row : row + 1]
+        worker.dead = worker.dead or "x" in said
+        return self.give(worker, [float(len(text)) for text in said])
+
+    def give(self, worker, value):
+        self.due.append(SimpleNamespace(value=RayActorError() if worker.dead else value))
+        return self.due[-1]
+
+
+def on_paper(count):
+    paper = Paper()
+    pool = Pool("scorer", paper.spawn, count, transport=paper)
+    pool.wait_ready(1)
+    return paper, pool
+
+
+@pytest.mark.parametrize("count", [2, 5])
+@pytest.mark.parametrize(
+    "batches", ["x", "xax", "xxx", "xaxa", "xxxx", "xa xa", "xaaa xaaa aaaa", "aa xa xa", "x x x x"]
+)
+def test_deadly_answers_are_refused_however_near_they_are_to_each_other(count, batches):
+    paper, pool = on_paper(count)
+    asked = [list(batch) for batch in batches.split()]
+    found = until_scored(pool, asked, paper)
+    assert [refused(scores) for scores in found] == [batch.count("x") for batch in asked]
+    assert [len(scores) for scores in found] == [len(batch) for batch in asked]
+
+
+@pytest.mark.parametrize(("count", "dead"), [(2, 2), (4, 2), (16, 8), (16, 16)])
+def test_scorers_that_died_while_they_were_idle_are_no_fault_of_the_next_answer(count, dead):
+    paper, pool = on_paper(count)
+    for handle in pool.handles[:dead]:
+        handle.dead = True
+    assert until_scored(pool, [["a"], ["a", "a"]], paper) == [[1.0], [1.0, 1.0]]
+
+
+def test_scorers_that_die_of_everything_end_the_run():
+    paper, pool = on_paper(2)
+    with pytest.raises(PoolFailed, match="in a row"):
+        until_scored(pool, [["x"] * 4] * 20, paper)
 
 
 def test_a_refused_answer_has_a_row_like_any_other(tmp_path, tiny_model):

@@ -15,6 +15,18 @@ def test_a_row_reported_twice_counts_once():
     assert ledger.complete
 
 
+def test_a_row_that_is_forgotten_needs_all_of_it_again():
+    ledger = StepLedger(["a", "b"], frozenset({"generated", "scored"}))
+    ledger.record("generated", ["a", "b"])
+    ledger.record("scored", ["a"])
+    ledger.forget(["a"])
+    assert (ledger.left("generated"), ledger.left("scored")) == (1, 2)
+    assert ledger.lacking("generated") == ["a"] and not ledger.has("scored", "a")
+    for stage in ("generated", "scored"):
+        ledger.record(stage, ["a", "b"])
+    assert ledger.complete
+
+
 def test_an_unknown_row_is_an_error():
     with pytest.raises(KeyError):
         StepLedger(["a"], frozenset()).record("scored", ["x"])

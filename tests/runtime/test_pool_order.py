@@ -138,6 +138,51 @@ def test_a_place_in_which_nobody_lives_to_start_is_given_up_and_the_others_serve
     assert scene.give(scene.submit(work())[1], 3) == ["result"]
 
 
+def test_a_place_that_stays_broken_does_not_end_those_who_have_nothing_to_do():
+    scene = Scene(2, lambda worker: RayActorError() if worker.slot else None)
+    for _ in range(2 * 3600):
+        scene.clock.seconds += 1
+        scene.pool.look_after()
+        scene.pool.handle(scene.workers[-1].ready)
+    assert len(scene.workers) > 8
+    assert scene.pool.states == [State.HEALTHY, State.RETIRED]
+    assert scene.give(scene.submit(work())[1], 3) == ["result"]
+
+
+def test_a_place_stays_empty_while_the_pool_is_at_rest():
+    scene = Scene(2, lambda worker: RayActorError() if worker.slot else None)
+    started, scene.pool.at_rest = len(scene.workers), True
+    scene.clock.seconds += 100
+    scene.pool.look_after()
+    assert len(scene.workers) == started
+    scene.pool.at_rest = False
+    scene.clock.seconds += 1
+    scene.pool.look_after()
+    assert len(scene.workers) == started + 1
+
+
+def test_work_is_lost_with_when_the_worker_was_last_known_to_live():
+    scene = Scene(1)
+    scene.clock.seconds = 5.0
+    scene.give(scene.submit(work())[1], 1)
+    scene.clock.seconds = 9.0
+    first, second = scene.submit(work())[1], scene.submit(work())[1]
+    first.value = RayActorError()
+    lost = scene.pool.handle(first)
+    assert [(event.kind, event.value) for event in lost] == [("lost", 5.0), ("lost", None)]
+    assert second not in scene.pool.waitables()
+
+
+def test_a_role_that_dies_of_everything_is_not_pardoned_for_ever():
+    scene = Scene(2)
+    with pytest.raises(PoolFailed, match="died 5 times in a row"):
+        for _ in range(100):
+            scene.pool.pardon()
+            scene.give(scene.submit(work())[1], RayActorError())
+            scene.give(scene.workers[-1].ready, None)
+    assert scene.pool.replaced > 16
+
+
 def test_an_empty_place_is_filled_again_after_a_while_which_doubles():
     broken = [True]
     scene = Scene(2, lambda worker: RayActorError() if worker.slot and broken[0] else None)
