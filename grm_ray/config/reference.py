@@ -30,7 +30,10 @@ def reference(schema: type[Job]) -> str:
     What is optional stands behind a comment sign; a key that is required has no value.
     """
     lines = [*_comment(schema), *_keys(schema, None, "", {}), ""]
-    lines.append("# Names; one's own package.module:function may stand in place of each.")
+    lines += [
+        "# Names. One's own package.module:function may stand in place of each. Beside a name"
+    ]
+    lines += ["# stand parameters of its function (grm_ray.config.registry says which that is)."]
     lines += [f"# {kind}: {', '.join(names)}" for kind, names in REGISTRY.items()]
     return "\n".join(lines) + "\n"
 
@@ -55,7 +58,21 @@ def _keys(
             yield from (f"  {line}" for line in _nested(inner, inside, f"{path}{name}", seen))
         else:
             yield f"{name}:{_written(value)}  # {_type(field.annotation)}{need}"
-            yield from (f"#   {line}" for line in _nested(inner, None, f"{path}{name}", seen))
+            holder, indent = _holder(field.annotation)
+            yield from holder
+            nested = _nested(inner, None, f"{path}{name}", seen)
+            yield from (f"# {indent}{line}" for line in nested)
+
+
+def _holder(annotation: Any) -> tuple[list[str], str]:
+    """What stands between a key and a section that is optional, or one of several."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is dict:
+        return ["#   NAME:"], "    "
+    if origin is list:
+        return ["#   -"], "    "
+    inside = next((part for part in parts if _section_in(part)), None)
+    return ([], "  ") if inside is None else _holder(inside)
 
 
 def _nested(

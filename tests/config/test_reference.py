@@ -32,6 +32,31 @@ REQUIRED = {
     ServeJob: {"models": {"one": "m"}},
     EvaluateJob: {"models": {"one": "m"}, "sets": {"held_out": SOURCE}},
     CurateJob: {"data.path": "demo", "base": {}},
+    BestOfNJob: {
+        "policy.path": "m",
+        "data.prompts.path": "demo",
+        "proxies": {"one": "r"},
+        "true_reward": "demo_judge",
+    },
+    StudyJob: {
+        "base": {},
+        "vary": {"loss": {"bt": {}}, "seed": {"0": {"seed": 0}}},
+        "sets": {"held_out": SOURCE},
+        "repeat": "seed",
+        "baseline": "bt",
+    },
+    OveroptimizationJob: {
+        "true_reward": "demo_judge",
+        "data.train.path": "demo",
+        "data.test.path": "demo",
+        "flips": {"clean": 0.0},
+        "seeds": [0, 1],
+        "reward_model": {},
+        "models": {"bt": {}},
+        "proxies": {"bt": {"model": "bt"}},
+        "baseline": "bt",
+        "ppo": {},
+    },
 }
 
 
@@ -63,6 +88,32 @@ def test_every_key_of_every_section_is_told(job):
     for section in sections(job, set()):
         assert issubclass(section, Section)
         assert set(section.model_fields) <= told, section
+
+
+def uncommented(text, key):
+    """The reference with the section of `key` written out, which is behind comment signs."""
+    lines, inside = [], False
+    for line in text.split("\n"):
+        if line.startswith(f"{key}:"):
+            inside, line = True, f"{key}:"
+        elif inside and not line.startswith("#"):
+            inside = False
+        lines.append(line.removeprefix("# ") if inside else line)
+    return yaml.safe_load("\n".join(lines))[key]
+
+
+def test_sections_of_lists_and_dicts_stand_where_they_belong():
+    sets = uncommented(reference(EvaluateJob), "sets")
+    assert list(sets) == ["NAME"] and sets["NAME"]["format"] == "trl"
+    proxies = uncommented(reference(OveroptimizationJob), "proxies")
+    assert proxies["NAME"]["aggregate"] == {"name": "mean"}
+    guard = uncommented(reference(PpoJob), "guard")
+    assert guard["patience"] == 2
+    data = [line.removeprefix("  ") for line in reference(RewardModelJob).split("\n")]
+    train = uncommented(
+        "\n".join(data[data.index("train:  # list of section; required") :]), "train"
+    )
+    assert train[0]["weight"] == 1.0
 
 
 def test_meanings_types_bounds_and_names_are_told():
