@@ -4,7 +4,7 @@ import pytest
 
 from grm_ray.config.load import ConfigError
 from grm_ray.config.reward_model import RewardModelJob
-from grm_ray.drivers import checks, reward_rows
+from grm_ray.drivers import job_checks, reward_rows
 from grm_ray.drivers.reward_rows import Rows
 from grm_ray.drivers.run_folder import check_same_run, hold
 
@@ -61,5 +61,5 @@ def test_a_checkpoint_without_a_key_that_came_later_is_the_same_run(tmp_path):
 def test_a_run_does_not_start_from_the_folder_that_it_moves_aside(tmp_path):
     inside = job(tmp_path, model={"path": f"{tmp_path}/rm/model"})
     with pytest.raises(ConfigError, match="model.path: .* lies in this run's own folder"):
-        checks._not_inside(inside, {"model.path": inside.model.path})
-    checks._not_inside(inside, {"model.path": f"{tmp_path}/rm2/model", "other": "smollm2"})
+        job_checks._not_inside(inside, {"model.path": inside.model.path})
+    job_checks._not_inside(inside, {"model.path": f"{tmp_path}/rm2/model", "other": "smollm2"})
