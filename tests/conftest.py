@@ -11,6 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+# Before huggingface_hub is imported, which reads it once: no test asks the network, and none waits
+# for one that is not there.
+os.environ["HF_HUB_OFFLINE"] = "1"
 ROOT = Path(__file__).parent.parent
 MARK = "GRM_RAY_TEST_JOB"
 TEMPLATE = (
