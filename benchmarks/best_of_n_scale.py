@@ -176,7 +176,8 @@ def digest(file: Path) -> str:
 
 
 def wait_until_gone(processes: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=60)
+    """Workers go at once; Ray's own agents notice after a minute or so that their node is gone."""
+    _, alive = psutil.wait_procs(processes, timeout=240)
     if alive:
         raise SystemExit(f"left behind: {alive}")
 
