@@ -23,9 +23,10 @@ __all__ = ["Event", "Pool", "PoolFailed", "Work", "must_show"]
 
 # Seconds between two looks for silent workers: each look goes through all of them.
 LOOK_EVERY_S = 0.25
-# Seconds for which a place stays empty in which workers died one after the other: what is broken
-# may be mended. Twice as long each time.
-PAUSE_S, LONGEST_PAUSE_S = 60.0, 3600.0
+# Seconds for which a place stays empty after a start that failed, and twice as long each time: Ray
+# needs half a minute to notice that a machine is gone, and until then starts workers there that
+# never run; and what is broken may be mended.
+PAUSE_S, LONGEST_PAUSE_S = 15.0, 3600.0
 # Pardons in a row: a role that dies of everything is not to be pardoned for ever.
 MOST_PARDONS = 16
 
@@ -338,8 +339,8 @@ class Pool:
         # Work that another one is at as well is not lost; who else dies of it is counted then.
         alone = [(piece, place) for piece, place in lost if not self._members.twins(piece)]
         member.deaths += 1
-        # A place that is tried now and then says nothing of the others.
-        if member.deaths <= self._max:
+        proved, began = member.proved, member.proved >= member.spawned
+        if began:  # a start that fails says nothing of the others
             self._deaths += bool(alone or not lost)
         self.replaced += 1
         # All that die with one machine die in a row as well.
@@ -347,22 +348,20 @@ class Pool:
             raise PoolFailed(f"{self.role} died {self._deaths} times in a row: {cause}") from cause
         self._patience.forget(member.slot)
         self._transport.kill(member.handle)
-        if member.deaths > self._max:
+        if member.deaths > self._max or (self._started and not began):
             self._empty(member, cause)
         else:
             self._say(f"{self.role} {member.slot} died and is replaced")
             self._fill(member)
         self.retried += len(alone)
-        return [
-            Event("lost", piece.work, None if place else member.proved) for piece, place in alone
-        ]
+        return [Event("lost", piece.work, None if place else proved) for piece, place in alone]
 
     def _empty(self, member: Member, cause: BaseException) -> None:
         """Nobody for the place for now."""
         member.learn(Sign.GIVEN_UP)
-        if all(state is State.RETIRED for state in self.states):
+        if all(m.state is State.RETIRED and m.deaths > self._max for m in self._members):
             raise PoolFailed(f"every {self.role} is given up: {cause}") from cause
-        pause = min(PAUSE_S * 2 ** (member.deaths - self._max - 1), LONGEST_PAUSE_S)
+        pause = min(PAUSE_S * 2 ** max(0, member.deaths - 2), LONGEST_PAUSE_S)
         member.empty_until = self._transport.now() + pause
         times = f"died {member.deaths} times in a row"
         self._say(f"{self.role} {member.slot} {times}: its place is empty for {pause:.0f} s")

@@ -57,7 +57,7 @@ class Member:
 
     Attributes:
         heard: when it last said something, or was idle and got work.
-        proved: when it last said something, or became ready.
+        spawned, proved: when it was asked for; when it last said something, or became ready.
         deaths: in a row, of workers in this place.
         empty_until: when a place that is empty is to be filled again.
     """
@@ -68,7 +68,8 @@ class Member:
     state: State = State.RESTARTING
     pieces: list[Piece] = field(default_factory=list)
     heard: float = 0.0
-    proved: float = 0.0
+    spawned: float = 0.0
+    proved: float = -1.0
     deaths: int = 0
     empty_until: float = 0.0
 
@@ -153,7 +154,7 @@ class Members:
 
     def spawned(self, member: Member, handle: Any, ready_ref: Any) -> None:
         """A new worker is on its way into the place."""
-        member.handle = handle
+        member.handle, member.spawned, member.proved = handle, self._now(), -1.0
         self.watch_ready(member, ready_ref)
 
     def watch_ready(self, member: Member, ref: Any) -> None:

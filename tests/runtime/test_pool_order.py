@@ -121,7 +121,10 @@ def test_a_start_that_fails_counts_as_a_death_where_the_role_has_served():
     _, ref = scene.submit(work())
     scene.give(ref, RayActorError())
     scene.give(scene.workers[2].ready, RuntimeError("the device is still taken"))
-    assert scene.pool.replaced == 2 and len(scene.workers) == 4
+    assert scene.pool.replaced == 2 and len(scene.workers) == 3
+    assert scene.said[-1] == "worker 0 died 2 times in a row: its place is empty for 15 s"
+    scene.clock.seconds += 15
+    scene.pool.look_after()
     scene.give(scene.workers[3].ready, None)
     assert scene.pool.states == [State.HEALTHY, State.HEALTHY]
 
@@ -146,6 +149,24 @@ def test_a_place_that_stays_broken_does_not_end_those_who_have_nothing_to_do():
         scene.pool.handle(scene.workers[-1].ready)
     assert len(scene.workers) > 8
     assert scene.pool.states == [State.HEALTHY, State.RETIRED]
+    assert scene.give(scene.submit(work())[1], 3) == ["result"]
+
+
+def test_a_machine_with_every_worker_may_be_gone_before_ray_knows():
+    """Who is started there never runs, for half a minute; then places wait for a machine."""
+    scene = Scene(4)
+    for worker, ref in [scene.submit(work()) for _ in range(4)]:
+        assert scene.give(ref, RayActorError()) == ["lost"], worker.slot
+    for _ in range(40):
+        for worker in scene.workers[4:]:
+            scene.give(worker.ready, RayActorError())
+        scene.clock.seconds += 1
+        scene.pool.look_after()
+    scene.clock.seconds += 60
+    scene.pool.look_after()
+    for worker in scene.workers[-4:]:
+        scene.give(worker.ready, None)
+    assert scene.pool.states == [State.HEALTHY] * 4
     assert scene.give(scene.submit(work())[1], 3) == ["result"]
 
 
