@@ -22,6 +22,10 @@ _BOUNDS = {
     annotated_types.Lt: ("lt", "below {}"),
     annotated_types.Le: ("le", "up to {}"),
 }
+_NAMES = """
+Names. One's own package.module:function may stand in place of each. Beside a name stand parameters
+of its function (grm_ray.config.registry says which that is).
+"""
 
 
 def reference(schema: type[Job]) -> str:
@@ -30,10 +34,7 @@ def reference(schema: type[Job]) -> str:
     What is optional stands behind a comment sign; a key that is required has no value.
     """
     lines = [*_comment(schema), *_keys(schema, None, "", {}), ""]
-    lines += [
-        "# Names. One's own package.module:function may stand in place of each. Beside a name"
-    ]
-    lines += ["# stand parameters of its function (grm_ray.config.registry says which that is)."]
+    lines += _lines(_NAMES)
     lines += [f"# {kind}: {', '.join(names)}" for kind, names in REGISTRY.items()]
     return "\n".join(lines) + "\n"
 
@@ -46,18 +47,17 @@ def _keys(
         default = field.get_default(call_default_factory=True)
         value = default if given is None else getattr(given, name)
         required = value is PydanticUndefined
-        need = "; required" if required else ""
-        yield from _lines(field.description)
         inner = _section_in(field.annotation)
-        if inner is None:
-            kind = _type(field.annotation, field.metadata)
-            yield f"{name}:{_written(value)}  # {kind}{need}"
-        elif field.annotation is inner:
-            yield f"{name}:{need.replace(';', '  #')}"
+        alone = inner is not None and field.annotation is inner
+        yield from _lines(field.description)
+        if inner is not None and alone:
+            yield f"{name}:  # required" if required else f"{name}:"
             inside = None if required else value
             yield from (f"  {line}" for line in _nested(inner, inside, f"{path}{name}", seen))
-        else:
-            yield f"{name}:{_written(value)}  # {_type(field.annotation)}{need}"
+            continue
+        kind = _type(field.annotation, field.metadata)
+        yield f"{name}:{_written(value)}  # {kind}{'; required' if required else ''}"
+        if inner is not None:
             holder, indent = _holder(field.annotation)
             yield from holder
             nested = _nested(inner, None, f"{path}{name}", seen)

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from grm_ray.config.ends import RunStopped
 from grm_ray.config.load import ConfigError
 from grm_ray.config.ppo import PpoJob
 from grm_ray.data.order import EpochOrder
@@ -22,7 +21,7 @@ from grm_ray.drivers.job_key import precision
 from grm_ray.drivers.ppo_step import Gathering, Step
 from grm_ray.drivers.ppo_stream import Stream
 from grm_ray.drivers.ppo_workers import PpoCast
-from grm_ray.drivers.refused import without_gaps
+from grm_ray.drivers.refused import unscored_references, without_gaps
 from grm_ray.rewards.pipeline import PROXY, Answers
 from grm_ray.runtime.ledger import uid
 from grm_ray.runtime.weights import Version
@@ -175,15 +174,8 @@ class PolicyRewards:
         place = {name: i for i, name in enumerate(said["uid"].to_pylist())}
         said = said.take(pa.array([place[name] for name in step.ledger.uids]))
         found = step.column("scores").astype(np.float32)
-        gaps = np.flatnonzero(~np.isfinite(found).all(axis=1))
-        if len(gaps):
-            why = step.rows[step.ledger.uids[gaps[0]]]["refused"]
-            if len(gaps) == len(found):
-                raise RunStopped(f"none of the answers to compare with could be scored: {why}")
-            self._say(
-                f"{len(gaps)} of {len(found)} answers to compare with not scored, the mean of the "
-                f"others stands for them: {why}"
-            )
+        if told := unscored_references(step, found):
+            self._say(told)
             found = without_gaps(found)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")  # another run may be making the same

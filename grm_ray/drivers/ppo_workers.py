@@ -55,7 +55,6 @@ class PpoCast:
         self._update: WeightUpdate | None = None
         self._blob: Any = None
         self._admitting: dict[Any, Any] = {}  # replacement -> its first weights
-        self._asleep = False
         self._plain = config.model_dump(mode="json")
         self._tokens = [0] * config.workers.learner.count
         self.learners_replaced = 0
@@ -121,7 +120,7 @@ class PpoCast:
         self._admitting.clear()
         self._tokens = [0] * len(self._tokens)
         self.learners.restart()
-        if self._asleep:
+        if self.rollouts.at_rest:
             self._of_engines("wake_up")
 
     @property
@@ -156,7 +155,7 @@ class PpoCast:
             self._of_engines("wake_up")
 
     def _of_engines(self, method: str) -> None:
-        self._asleep = self.rollouts.at_rest = method == "sleep"
+        self.rollouts.at_rest = method == "sleep"
         self._all_engines(lambda engine: getattr(engine, method).remote())
 
     def _all_engines(self, call: Callable[[Any], Any]) -> None:

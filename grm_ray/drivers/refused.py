@@ -57,6 +57,24 @@ class Refused:
         )
 
 
+def unscored_references(step: Step, scores_BK: np.ndarray) -> str | None:
+    """What to tell of answers to compare with that have no score; None: all have.
+
+    Raises:
+        RunStopped: none has.
+    """
+    gaps = np.flatnonzero(~np.isfinite(scores_BK).all(axis=1))
+    if not len(gaps):
+        return None
+    why = step.rows[step.ledger.uids[gaps[0]]]["refused"]
+    if len(gaps) == len(scores_BK):
+        raise RunStopped(f"none of the answers to compare with could be scored: {why}")
+    return (
+        f"{len(gaps)} of {len(scores_BK)} answers to compare with not scored, the mean of the "
+        f"others stands for them: {why}"
+    )
+
+
 def without_gaps(values_BK: np.ndarray) -> np.ndarray:
     """Rows with a NaN become the mean of the others, so that they move no baseline.
 

@@ -57,7 +57,7 @@ class ScoredBatch:
 def again(event: Event, scorers: Pool) -> None:
     """After `event` told that a batch is lost: have it scored again, or what of it can be."""
     asked: ScoredBatch = event.work.payload
-    if event.value is not None and event.value >= asked.since:
+    if event.may_be_of(asked.since):
         asked = replace(asked, deaths=asked.deaths + 1)
         if asked.deaths == _DEATHS:
             scorers.pardon()  # they died of the answers

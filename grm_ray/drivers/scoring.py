@@ -125,7 +125,7 @@ def score(pool: Pool, contests: Iterable[Contest], timeout_s: float) -> pa.Table
                 number, under_way = number + 1, under_way + 1
         if not under_way:
             break
-        ready, _ = ray.wait(pool.waitables(), num_returns=1, timeout=1.0)
+        ready = pool.wait(1.0)
         if ready or pool.busy:
             heard = time.monotonic()
         elif time.monotonic() - heard > timeout_s:

@@ -57,8 +57,9 @@ class Pool:
         count: number of workers.
         depth: pieces of work a worker may hold at once.
         max_replacements: a place whose workers die more often than this in a row stays empty for
-            a while. The pool gives up when nobody got anything done between as many deaths, and one
-            more for each place but the first: those of one machine may all die at once.
+            a while, as one does in which a start fails. The pool gives up when nobody got anything
+            done between as many deaths, and two more for each place but the first: those of one
+            machine may all have died while they were idle, and those after them of their work.
         admit: (handle, what its ready call gave) -> None when it may serve, or a reference to
             wait for and ask about again: a worker that was long in starting is brought up to date.
             It may raise `PoolFailed`: it will never serve.
@@ -137,6 +138,10 @@ class Pool:
     def waitables(self) -> list[Any]:
         """What the transport should wait for."""
         return self._members.waitables()
+
+    def wait(self, timeout_s: float) -> list[Any]:
+        """Those of `waitables` of which there is news; none when there is none in time."""
+        return self._transport.wait(self.waitables(), timeout_s)
 
     def owns(self, ref: Any) -> bool:
         return self._members.find(ref) is not None
@@ -339,16 +344,15 @@ class Pool:
         # Work that another one is at as well is not lost; who else dies of it is counted then.
         alone = [(piece, place) for piece, place in lost if not self._members.twins(piece)]
         member.deaths += 1
-        proved, began = member.proved, member.proved >= member.spawned
-        if began:  # a start that fails says nothing of the others
+        proved = member.proved  # of the one that died
+        if proved is not None:  # a start that fails says nothing of the others
             self._deaths += bool(alone or not lost)
         self.replaced += 1
-        # All that die with one machine die in a row as well.
-        if self._deaths > self._max + len(self.states) - 1:
+        if self._deaths > self._max + 2 * (len(self.states) - 1):
             raise PoolFailed(f"{self.role} died {self._deaths} times in a row: {cause}") from cause
         self._patience.forget(member.slot)
         self._transport.kill(member.handle)
-        if member.deaths > self._max or (self._started and not began):
+        if member.deaths > self._max or (self._started and proved is None):
             self._empty(member, cause)
         else:
             self._say(f"{self.role} {member.slot} died and is replaced")

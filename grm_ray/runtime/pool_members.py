@@ -41,6 +41,11 @@ class Event:
     work: Work
     value: Any = None
 
+    def may_be_of(self, since: float) -> bool:
+        """Of `lost` work that was first asked for at `since`: whether the worker may have died of
+        it."""
+        return self.kind == "lost" and self.value is not None and self.value >= since
+
 
 @dataclass(eq=False)
 class Piece:
@@ -57,7 +62,7 @@ class Member:
 
     Attributes:
         heard: when it last said something, or was idle and got work.
-        spawned, proved: when it was asked for; when it last said something, or became ready.
+        proved: when it last said something, or became ready; None: it has not started yet.
         deaths: in a row, of workers in this place.
         empty_until: when a place that is empty is to be filled again.
     """
@@ -68,8 +73,7 @@ class Member:
     state: State = State.RESTARTING
     pieces: list[Piece] = field(default_factory=list)
     heard: float = 0.0
-    spawned: float = 0.0
-    proved: float = -1.0
+    proved: float | None = None
     deaths: int = 0
     empty_until: float = 0.0
 
@@ -154,7 +158,7 @@ class Members:
 
     def spawned(self, member: Member, handle: Any, ready_ref: Any) -> None:
         """A new worker is on its way into the place."""
-        member.handle, member.spawned, member.proved = handle, self._now(), -1.0
+        member.handle, member.proved = handle, None
         self.watch_ready(member, ready_ref)
 
     def watch_ready(self, member: Member, ref: Any) -> None:

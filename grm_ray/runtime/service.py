@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import ray
 
 from grm_ray.runtime.pool import Event, Pool, PoolFailed, Work
 
@@ -180,10 +179,7 @@ class ScoringService(threading.Thread):
         self._pool.submit(_work(batch))
 
     def _look(self) -> None:
-        waiting = self._pool.waitables()
-        if not waiting:
-            return
-        ready, _ = ray.wait(waiting, num_returns=1, timeout=_LOOK_S, fetch_local=False)
+        ready = self._pool.wait(_LOOK_S)
         if ready or self._pool.busy or not self._working:
             self._heard = time.monotonic()
         elif time.monotonic() - self._heard > self._timeout:
@@ -200,8 +196,7 @@ class ScoringService(threading.Thread):
         tried = len(batch) == 1 and batch[0].suspect
         self._suspected = self._suspected and not tried
         if event.kind in ("lost", "gone"):
-            known = event.kind == "lost" and event.value is not None
-            self._lost(batch, known and event.value >= max(r.since for r in batch))
+            self._lost(batch, event.may_be_of(max(request.since for request in batch)))
             return
         scores_BK, reason = event.value
         if scores_BK is not None:

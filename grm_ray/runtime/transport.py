@@ -15,6 +15,7 @@ import ray
 # Of what is ready, so much is taken at once: a wait goes through all references, and costs as much
 # for one as for many.
 AT_ONCE = 512
+MOMENT_S = 0.25
 
 
 class RayTransport:
@@ -27,8 +28,12 @@ class RayTransport:
     def wait(self, refs: list[Any], timeout_s: float) -> list[Any]:
         """The references of which there is news, some at a time; none when there is none in time.
 
-        Nothing is fetched: batches stay where they are.
+        Nothing is fetched: batches stay where they are. Where there is nothing to wait for, because
+        all places of a pool are empty, a moment passes: whoever waits in a loop shall not spin.
         """
+        if not refs:
+            time.sleep(min(timeout_s, MOMENT_S))
+            return []
         ready, others = ray.wait(refs, num_returns=1, timeout=timeout_s, fetch_local=False)
         if ready and others:
             most = min(AT_ONCE, len(others))

@@ -3,7 +3,6 @@
 import math
 import os
 import time
-from collections import deque
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -12,6 +11,7 @@ import ray
 from ray.exceptions import RayActorError
 from transformers import AutoTokenizer
 
+from benchmarks.parts.simulated_transport import Ref, SimulatedTransport
 from grm_ray.config.schema import Head
 from grm_ray.data.chat import ScoringContract
 from grm_ray.data.tables import SCORES
@@ -47,16 +47,13 @@ def spawn(slot):
     return handle, handle.start.remote()
 
 
-def until_scored(pool, batches, transport=None):
+def until_scored(pool, batches, put=ray.put):
     """owner -> scores of its batch, NaN where it was refused."""
     found = {owner: [] for owner in range(len(batches))}
     for owner, said in enumerate(batches):
-        table = pa.table({"response": said})
-        batch = table if transport else ray.put(table)
-        ScoredBatch(owner, batch, len(said)).submit(pool)
+        ScoredBatch(owner, put(pa.table({"response": said})), len(said)).submit(pool)
     while sum(map(len, found.values())) < sum(map(len, batches)):
-        ready = (transport or pool._transport).wait(pool.waitables(), 1.0)
-        events = [event for ref in ready for event in pool.handle(ref)]
+        events = [event for ref in pool.wait(1.0) for event in pool.handle(ref)]
         for event in [*events, *pool.look_after()]:
             if event.kind == "lost":
                 again(event, pool)
@@ -84,36 +81,14 @@ def test_an_answer_that_scorers_die_of_is_refused_alone(small_cluster, deadly):
         ray.kill(handle)
 
 
-class Paper:
-    """A clock and scorers on paper: what is asked is done a second later, in order."""
+class Scorers:
+    """Scorers on a simulated clock: each call takes a second, and one that sees an x is dead."""
 
     def __init__(self):
-        self.seconds, self.due, self.killed = 0.0, deque(), []
-
-    def now(self):
-        return self.seconds
-
-    def wait(self, refs, timeout_s):
-        self.seconds += 1.0
-        while self.due:
-            ref = self.due.popleft()
-            if any(ref is other for other in refs):
-                return [ref]
-        return []
-
-    def get(self, ref):
-        if isinstance(ref.value, Exception):
-            raise ref.value
-        return ref.value
-
-    def kill(self, handle):
-        handle.dead = True
-
-    def cancel(self, ref):
-        pass
+        self.transport = SimulatedTransport()
 
     def spawn(self, slot):
-        worker = SimpleNamespace(dead=False)
+        worker = SimpleNamespace(alive=True)
         worker.score = SimpleNamespace(remote=lambda *asked: self.score(worker, *asked))
         worker.refuse = SimpleNamespace(remote=lambda *_: self.give(worker, [float("nan")]))
         return worker, self.give(worker, None)
@@ -121,19 +96,19 @@ class Paper:
     def score(self, worker, batch, row=None):
         said = batch["response"].to_pylist()
         said = said if row is None else said[row : row + 1]
-        worker.dead = worker.dead or "x" in said
+        worker.alive = worker.alive and "x" not in said
         return self.give(worker, [float(len(text)) for text in said])
 
     def give(self, worker, value):
-        self.due.append(SimpleNamespace(value=RayActorError() if worker.dead else value))
-        return self.due[-1]
+        error = None if worker.alive else RayActorError()
+        return self.transport.schedule(Ref(self.transport.now() + 1.0, value, error))
 
 
 def on_paper(count):
-    paper = Paper()
-    pool = Pool("scorer", paper.spawn, count, transport=paper)
-    pool.wait_ready(1)
-    return paper, pool
+    scorers = Scorers()
+    pool = Pool("scorer", scorers.spawn, count, transport=scorers.transport)
+    pool.wait_ready(10)
+    return pool
 
 
 @pytest.mark.parametrize("count", [2, 5])
@@ -141,25 +116,25 @@ def on_paper(count):
     "batches", ["x", "xax", "xxx", "xaxa", "xxxx", "xa xa", "xaaa xaaa aaaa", "aa xa xa", "x x x x"]
 )
 def test_deadly_answers_are_refused_however_near_they_are_to_each_other(count, batches):
-    paper, pool = on_paper(count)
+    pool = on_paper(count)
     asked = [list(batch) for batch in batches.split()]
-    found = until_scored(pool, asked, paper)
+    found = until_scored(pool, asked, lambda table: table)
     assert [refused(scores) for scores in found] == [batch.count("x") for batch in asked]
     assert [len(scores) for scores in found] == [len(batch) for batch in asked]
 
 
 @pytest.mark.parametrize(("count", "dead"), [(2, 2), (4, 2), (16, 8), (16, 16)])
 def test_scorers_that_died_while_they_were_idle_are_no_fault_of_the_next_answer(count, dead):
-    paper, pool = on_paper(count)
+    pool = on_paper(count)
     for handle in pool.handles[:dead]:
-        handle.dead = True
-    assert until_scored(pool, [["a"], ["a", "a"]], paper) == [[1.0], [1.0, 1.0]]
+        handle.alive = False
+    assert until_scored(pool, [["a"], ["a", "a"]], lambda table: table) == [[1.0], [1.0, 1.0]]
 
 
 def test_scorers_that_die_of_everything_end_the_run():
-    paper, pool = on_paper(2)
+    pool = on_paper(2)
     with pytest.raises(PoolFailed, match="in a row"):
-        until_scored(pool, [["x"] * 4] * 20, paper)
+        until_scored(pool, [["x"] * 4] * 20, lambda table: table)
 
 
 def test_a_refused_answer_has_a_row_like_any_other(tmp_path, tiny_model):

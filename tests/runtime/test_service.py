@@ -131,3 +131,31 @@ def test_as_many_deadly_requests_as_scorers_at_once(service):
             future.result(120)
     assert [scores(future) for future in good] == [[float(n)] for n in range(1, 9)]
     assert service.failed is None and service.waiting_rows == 0
+
+
+def test_a_service_waits_for_its_scorers_when_all_are_gone_and_cannot_start_yet(
+    small_cluster, monkeypatch
+):
+    """A machine that is gone before Ray knows: who is started there never runs."""
+    monkeypatch.setattr("grm_ray.runtime.pool.PAUSE_S", 0.5)
+    spawned = []
+
+    def on_a_machine(slot):
+        handle, ready = spawn(slot)
+        spawned.append(handle)
+        if len(spawned) in (3, 4):
+            ray.kill(handle)
+        return handle, ready
+
+    pool = Pool("scorer", on_a_machine, count=2)
+    pool.wait_ready(60)
+    service = ScoringService(pool, rows_per_batch=8, most_rows=99, most_bytes=9999, timeout_s=60)
+    service.start()
+    for handle in list(pool.handles):
+        ray.kill(handle)
+    futures = [service.ask(rows("four")) for _ in range(4)]
+    assert [scores(future) for future in futures] == [[4.0]] * 4
+    assert len(spawned) == 6
+    service.stop()
+    for handle in pool.handles:
+        ray.kill(handle)
