@@ -21,6 +21,7 @@ from grm_ray.reporting.evaluation import RESULT
 from grm_ray.runtime.snapshot import Snapshots
 
 _LOOK_S = 0.1  # how long each running job is waited for in turn
+_MOST_FAILED = 3  # so many say that it is not the jobs
 
 
 def open_folder(folder: Path) -> None:
@@ -104,32 +105,36 @@ def call(module: str, job: Job, file: Path, resume: bool) -> None:
 def calls(wanted: Iterable[Call], at_once: int = 1) -> Iterator[Call]:
     """Run each, at most `at_once` beside one another; gives each when it has ended well.
 
-    When one fails no other is begun, and those under way go on to their end. Ctrl-C, SIGTERM and
-    a closed terminal end the jobs before they end this process.
+    One that fails keeps no other from its turn. After something wrong in config or data, or the
+    third failure, no other is begun, and those under way go on to their end. Ctrl-C, SIGTERM and a
+    closed terminal end the jobs before they end this process.
 
     Raises:
         ConfigError: a job found something wrong in config or data, with what it said.
-        RuntimeError: a job failed, with the end of what it said.
+        RuntimeError: jobs failed, with the end of what each said.
     """
     waiting = iter(wanted)
     running: list[tuple[Call, subprocess.Popen]] = []
-    failed: Exception | None = None
+    failed: list[Exception] = []
     with _handled(signal.SIGHUP, _hung_up):
         try:
             more = True
             while more or running:
-                while more and failed is None and len(running) < at_once:
+                while more and len(running) < at_once:
                     following = next(waiting, None)
                     if more := following is not None:
                         running.append((following, _begin(following)))
-                more = more and failed is None
                 ended = [pair for pair in running if _ended(pair[1])]
                 running = [pair for pair in running if pair not in ended]
                 for job, process in ended:
                     if not process.returncode:
                         yield job
-                    elif failed is None:
-                        failed = _failure(job, process.returncode)
+                        continue
+                    failed.append(_failure(job, process.returncode))
+                    if isinstance(failed[-1], ConfigError) or len(failed) == _MOST_FAILED:
+                        more = False
+                    if more:
+                        print(f"{job.file.name} failed, the others go on: {job.log}", flush=True)
         except BaseException:
             # A second Ctrl-C would leave the jobs' workers behind.
             with (
@@ -142,8 +147,11 @@ def calls(wanted: Iterable[Call], at_once: int = 1) -> Iterator[Call]:
                 for _, process in running:
                     process.wait()
             raise
-    if failed is not None:
-        raise failed
+    wrong = [error for error in failed if isinstance(error, ConfigError)]
+    if wrong or len(failed) == 1:
+        raise (wrong or failed)[0]
+    if failed:
+        raise RuntimeError("\n".join([f"{len(failed)} jobs failed", *map(str, failed)]))
 
 
 def _begin(call: Call) -> subprocess.Popen:

@@ -141,9 +141,25 @@ def test_jobs_run_beside_one_another(tmp_path):
     assert sorted(done) == ["meets-one", "meets-two"]
 
 
-def test_after_a_failure_what_runs_goes_on_and_nothing_begins(tmp_path):
+def test_one_that_fails_keeps_no_other_from_its_turn(tmp_path, capsys):
     done = []
     with pytest.raises(RuntimeError, match="no such thing as this"):
-        for call in subjobs.calls(several(tmp_path, "broken", "slow", "never"), at_once=2):
+        for call in subjobs.calls(several(tmp_path, "broken", "slow", "late"), at_once=1):
+            done.append(call.job.name)
+    assert done == ["slow", "late"]
+    assert capsys.readouterr().out.startswith("broken.yaml failed, the others go on: ")
+
+
+def test_wrong_input_ends_all_but_those_under_way(tmp_path):
+    done = []
+    with pytest.raises(ConfigError, match="data file x.jsonl does not exist"):
+        for call in subjobs.calls(several(tmp_path, "refused", "slow", "never"), at_once=2):
             done.append(call.job.name)
     assert done == ["slow"] and not (tmp_path / "never.yaml").exists()
+
+
+def test_after_three_failures_nothing_begins(tmp_path):
+    names = [f"broken-{number}" for number in range(4)]
+    with pytest.raises(RuntimeError, match="^3 jobs failed\n(.*\n)*.*broken-2.yaml failed"):
+        list(subjobs.calls(several(tmp_path, *names), at_once=1))
+    assert not (tmp_path / "broken-3.yaml").exists()
