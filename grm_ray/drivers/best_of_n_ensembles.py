@@ -24,12 +24,12 @@ class Answers:
     Attributes:
         scores: column -> `(P, N)`, in the models' own units.
         habits: name -> `(P, N)`; empty where texts were not read.
-        unscored: ids of the other prompts.
+        unscored: (id, reason) of the other prompts.
     """
 
     scores: dict[str, np.ndarray]
     habits: dict[str, np.ndarray]
-    unscored: list[str]
+    unscored: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,13 @@ import pyarrow.parquet as pq
 from grm_ray.config.best_of_n import BestOfNJob
 from grm_ray.config.load import ConfigError
 from grm_ray.drivers.best_of_n_ensembles import Answers, Ensembles, described, fit
-from grm_ray.drivers.best_of_n_shards import TRUE_REWARD, LeftOut, column, not_answered
+from grm_ray.drivers.best_of_n_shards import (
+    REFUSED,
+    TRUE_REWARD,
+    LeftOut,
+    column,
+    not_answered,
+)
 from grm_ray.study.best_of_n import best_of_n, kl_of_best_of_n, soft_best_of_n
 from grm_ray.study.intervals import Interval, bootstrap_mean, paired_difference
 from grm_ray.study.monitors import list_rate, repeated_share
@@ -97,7 +103,7 @@ def read(file: Path, columns: Sequence[str], samples: int, texts: bool = False) 
         nothing = np.zeros((0, samples))
         return Answers(dict.fromkeys(columns, nothing), dict.fromkeys(HABITS, nothing), [])
     said = ["response", "tokens"] if texts else []
-    table = pq.read_table(file, columns=["prompt_id", *columns, *said])
+    table = pq.read_table(file, columns=["prompt_id", REFUSED, *columns, *said])
     scores = {name: table[name].to_numpy().astype(float).reshape(-1, samples) for name in columns}
     finite_P = np.all([np.isfinite(found).all(axis=1) for found in scores.values()], axis=0)
     habits = {}
@@ -111,7 +117,12 @@ def read(file: Path, columns: Sequence[str], samples: int, texts: bool = False) 
         habits = {k: np.reshape(v, (-1, samples))[finite_P] for k, v in found.items()}
     ids = table["prompt_id"].to_numpy(zero_copy_only=False)[::samples]
     kept = {name: found[finite_P] for name, found in scores.items()}
-    return Answers(kept, habits, ids[~finite_P].tolist())
+    why = table[REFUSED].to_numpy(zero_copy_only=False).reshape(-1, samples)
+    unscored = [
+        (ids[row], f"an answer is not scored: {next(filter(None, why[row]), 'no finite number')}")
+        for row in np.flatnonzero(~finite_P)
+    ]
+    return Answers(kept, habits, unscored)
 
 
 def shards(
@@ -131,10 +142,8 @@ def _products(
     for file, answers in shards(config, files):
         scores = ensembles.join(answers.scores)
         path = config.data.prompts.path
-        for prompt, reason in not_answered(file):
+        for prompt, reason in [*not_answered(file), *answers.unscored]:
             left_out.now.add(path, 0, reason, prompt)
-        for prompt in answers.unscored:
-            left_out.now.add(path, 0, "an answer without a finite score of every model", prompt)
         left_out.flush()
         for name, parts in found.items():
             parts.append(canonical_products(scores[column(name)], scores[TRUE_REWARD]))

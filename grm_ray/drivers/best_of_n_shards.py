@@ -29,7 +29,7 @@ from grm_ray.drivers import scoring
 from grm_ray.runtime.ledger import StepLedger, seed, uid
 
 GENERATED, SCORED = "generated", "scored"
-TRUE_REWARD = "true_reward"
+TRUE_REWARD, REFUSED = "true_reward", "refused"
 # Of a file's metadata: (id, reason) of the shard's prompts that were not answered.
 _LEFT_OUT = b"left_out"
 
@@ -40,10 +40,14 @@ def column(proxy: str) -> str:
 
 
 def by_proxy(scores: pa.Table, proxies: list[str]) -> pa.Table:
-    """A scorer's `SCORES` with a column a proxy, in the models' own units, fp32."""
+    """A scorer's `SCORES` with a column a proxy, in the models' own units, fp32.
+
+    Where there is no score it is NaN, and the last column says why.
+    """
     values_BK = flat(scores, "scores")[0].reshape(-1, len(proxies))
     named = dict(zip(map(column, proxies), map(pa.array, values_BK.T), strict=True))
-    return pa.table({"uid": scores["uid"], **named, TRUE_REWARD: scores["true_reward"]})
+    said = {name: scores[name] for name in (TRUE_REWARD, REFUSED)}
+    return pa.table({"uid": scores["uid"], **named, **said})
 
 
 class LeftOut:

@@ -127,7 +127,9 @@ def save_samples(
         said = said.append_column(column, pa.array(values[order], pa.float32()))
     true = pa.array([step.rows[u]["true_reward"] for u in uids], pa.float32())
     lengths = pa.array([step.rows[u]["length"] for u in uids], pa.int32())
+    why = pa.array([step.rows[u]["refused"] for u in uids], pa.string())
     said = said.append_column("true_reward", true).append_column("length", lengths)
+    said = said.append_column("refused", why)
     path = folder / "samples" / f"{name}.parquet"
     with writing(path):
         pq.write_table(said, path)

@@ -21,7 +21,7 @@ from grm_ray.drivers.job_key import precision
 from grm_ray.drivers.ppo_step import Gathering, Step
 from grm_ray.drivers.ppo_stream import Stream
 from grm_ray.drivers.ppo_workers import PpoCast
-from grm_ray.drivers.refused import unscored_references, without_gaps
+from grm_ray.drivers.refused import told_of_gaps, without_gaps
 from grm_ray.rewards.pipeline import PROXY, Answers
 from grm_ray.runtime.ledger import uid
 from grm_ray.runtime.weights import Version
@@ -109,8 +109,15 @@ class PolicyRewards:
         )
 
     def of_held_out(self, step: Step) -> np.ndarray:
-        """The proxy of answers to the held-out prompts, in their order `(B,)`."""
-        return self.pipeline.proxy(without_gaps(step.column("scores")), self._references.get(True))
+        """The proxy of answers to the held-out prompts, in their order `(B,)`.
+
+        Raises:
+            RunStopped: none of them could be scored.
+        """
+        scores_BK = step.column("scores")
+        if told := told_of_gaps(step, scores_BK, "answers to held-out prompts"):
+            self._say(told)
+        return self.pipeline.proxy(without_gaps(scores_BK), self._references.get(True))
 
     def figures(self, step: Step, columns: dict[str, np.ndarray]) -> dict[str, float]:
         """What to watch of a step's rewards beside their means."""
@@ -174,7 +181,7 @@ class PolicyRewards:
         place = {name: i for i, name in enumerate(said["uid"].to_pylist())}
         said = said.take(pa.array([place[name] for name in step.ledger.uids]))
         found = step.column("scores").astype(np.float32)
-        if told := unscored_references(step, found):
+        if told := told_of_gaps(step, found, "answers to compare with"):
             self._say(told)
             found = without_gaps(found)
         path.parent.mkdir(parents=True, exist_ok=True)

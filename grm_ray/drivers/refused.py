@@ -57,8 +57,9 @@ class Refused:
         )
 
 
-def unscored_references(step: Step, scores_BK: np.ndarray) -> str | None:
-    """What to tell of answers to compare with that have no score; None: all have.
+def told_of_gaps(step: Step, scores_BK: np.ndarray, answers: str) -> str | None:
+    """What to tell of `answers`, as the rows of `step` are called, without a score; None: all have
+    one.
 
     Raises:
         RunStopped: none has.
@@ -68,10 +69,10 @@ def unscored_references(step: Step, scores_BK: np.ndarray) -> str | None:
         return None
     why = step.rows[step.ledger.uids[gaps[0]]]["refused"]
     if len(gaps) == len(scores_BK):
-        raise RunStopped(f"none of the answers to compare with could be scored: {why}")
+        raise RunStopped(f"none of the {answers} could be scored: {why}")
     return (
-        f"{len(gaps)} of {len(scores_BK)} answers to compare with not scored, the mean of the "
-        f"others stands for them: {why}"
+        f"{len(gaps)} of {len(scores_BK)} {answers} not scored, the mean of the others stands for "
+        f"them: {why}"
     )
 
 

@@ -55,7 +55,8 @@ def made(folder, number, prompts, rng, left_out=()):
         uids = rollouts["uid"].to_pylist()
         assert shard.generated(None, uids)
         row = ids.index(uids[0].split(":")[0])
-        shard.scored(pa.table({"uid": uids, **{k: v[row] for k, v in columns.items()}}))
+        scored = {"uid": uids, **{k: v[row] for k, v in columns.items()}}
+        shard.scored(pa.table({**scored, "refused": pa.nulls(SAMPLES, pa.string())}))
     assert shard.complete
     (folder / "samples").mkdir(exist_ok=True)
     shard.write(folder, written)
@@ -154,15 +155,20 @@ def test_a_prompt_without_all_scores_counts_for_no_proxy(run):
     file = shards.path(folder, 0)
     table = pq.read_table(file)
     scores = table["score_bad"].to_numpy().copy()
-    scores[SAMPLES] = np.nan  # the second prompt's first answer
-    at = table.column_names.index("score_bad")
-    pq.write_table(table.set_column(at, "score_bad", pa.array(scores)), file)
+    scores[SAMPLES + 2] = np.nan  # the second prompt's third answer
+    why = [None] * len(scores)
+    why[SAMPLES + 2] = "ValueError: no float"
+    for name, values in (("score_bad", scores), ("refused", why)):
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    pq.write_table(table, file)
     left_out = LeftOut(folder / "quarantine.jsonl")
     found = figures(config(), shards.finished(folder), left_out)
     assert found["prompts"] == 6
     kept = np.delete(columns["true_reward"], 1, axis=0)
     assert found["proxies"]["good"]["true"][0]["mean"] == pytest.approx(kept.mean())
-    assert "p0x1" in (folder / "quarantine.jsonl").read_text()
+    assert found["left_out"] == {"an answer is not scored": 1, "too long": 1}
+    line = json.loads((folder / "quarantine.jsonl").read_text().splitlines()[0])
+    assert line["row"] == "p0x1" and line["reason"].endswith("not scored: ValueError: no float")
 
 
 def test_no_prompt_is_left(tmp_path):
@@ -298,7 +304,7 @@ def test_a_scorers_answer_has_a_column_a_proxy():
     scores = [{"uid": "a", "scores": [1.0, 2.0], "true_reward": 0.5}]
     scores.append({"uid": "b", "scores": [3.0, math.nan], "true_reward": 0.25})
     found = shards.by_proxy(pa.Table.from_pylist(scores, schema=SCORES), ["x", "y"])
-    assert found.column_names == ["uid", "score_x", "score_y", "true_reward"]
+    assert found.column_names == ["uid", "score_x", "score_y", "true_reward", "refused"]
     assert found["score_x"].to_pylist() == [1.0, 3.0] and found["score_y"][0].as_py() == 2.0
     assert math.isnan(found["score_y"][1].as_py()) and found["score_y"].type == pa.float32()
 

@@ -8,7 +8,7 @@ import pytest
 
 from grm_ray.config.ends import RunStopped
 from grm_ray.drivers.ppo_step import GENERATED, SCORED, Step
-from grm_ray.drivers.refused import Refused, unscored_references, without_gaps
+from grm_ray.drivers.refused import Refused, told_of_gaps, without_gaps
 from grm_ray.runtime.ledger import StepLedger
 from grm_ray.workers import rules
 
@@ -87,14 +87,14 @@ def test_a_function_that_fails_on_one_answer_says_why_and_scores_the_others():
     assert reasons[1].startswith("ValueError: could not convert") and reasons[2] == "it gave inf"
 
 
-def test_answers_to_compare_with_may_lack_a_score_but_not_all_of_them():
+def test_some_answers_may_lack_a_score_but_not_all_of_them():
     asked = step([None, "scorers died of it", None])
     scores = np.array([[1.0], [np.nan], [3.0]])
-    assert unscored_references(asked, np.ones((3, 1))) is None
-    assert unscored_references(asked, scores) == (
+    assert told_of_gaps(asked, np.ones((3, 1)), "answers") is None
+    assert told_of_gaps(asked, scores, "answers to compare with") == (
         "1 of 3 answers to compare with not scored, the mean of the others stands for them: "
         "scorers died of it"
     )
     assert without_gaps(scores)[1] == 2.0
-    with pytest.raises(RunStopped, match="none of the answers to compare with .*: no text"):
-        unscored_references(step(["no text"] * 2), np.full((2, 1), np.nan))
+    with pytest.raises(RunStopped, match="none of the answers could be scored: no text"):
+        told_of_gaps(step(["no text"] * 2), np.full((2, 1), np.nan), "answers")
