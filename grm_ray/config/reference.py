@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from grm_ray.config import registry
 from grm_ray.config.registry import REGISTRY
 from grm_ray.config.schema import Job, Section
 
@@ -23,8 +24,8 @@ _BOUNDS = {
     annotated_types.Le: ("le", "up to {}"),
 }
 _NAMES = """
-Names. One's own package.module:function may stand in place of each. Beside a name stand parameters
-of its function (grm_ray.config.registry says which that is).
+Names, each with the parameters that may stand beside it. One's own package.module:function may
+stand in place of each.
 """
 
 
@@ -35,7 +36,7 @@ def reference(schema: type[Job]) -> str:
     """
     lines = [*_comment(schema), *_keys(schema, None, "", {}), ""]
     lines += _lines(_NAMES)
-    lines += [f"# {kind}: {', '.join(names)}" for kind, names in REGISTRY.items()]
+    lines += [line for kind, names in REGISTRY.items() for line in _named(kind, names)]
     return "\n".join(lines) + "\n"
 
 
@@ -62,6 +63,21 @@ def _keys(
             yield from holder
             nested = _nested(inner, None, f"{path}{name}", seen)
             yield from (f"# {indent}{line}" for line in nested)
+
+
+def _named(kind: str, names: Iterable[str]) -> Iterator[str]:
+    if kind not in registry.GIVEN:
+        yield f"# {kind}: {', '.join(names)}"
+        return
+    yield f"# {kind}:"
+    key = "stage" if kind == "reward stage" else "name"
+    for name in names:
+        known = registry.parameters(kind, registry.resolve(kind, name)).values()
+        said = [
+            f"{p.name}:{' REQUIRED' if p.default is p.empty else _written(p.default)}"
+            for p in known
+        ]
+        yield f"#   {{{', '.join([f'{key}: {name}', *said])}}}" if said else f"#   {name}"
 
 
 def _holder(annotation: Any) -> tuple[list[str], str]:

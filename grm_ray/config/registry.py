@@ -74,6 +74,14 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
 }
 
+_BY_KEYWORD = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+# Parameters that are the rows' to give and no config's, beside a function's first one.
+GIVEN = {
+    "aggregate": frozenset[str](),
+    "reward stage": frozenset({"finished_B", "lengths_B", "longest", "references_BM", "rule_B"}),
+    "rule": frozenset({"texts", "prompts"}),
+}
+
 
 def check(kind: str, name: str) -> None:
     """Refuse an unknown name without importing anything of ours.
@@ -108,25 +116,34 @@ def resolve(kind: str, name: str) -> Callable[..., Any]:
     return found
 
 
+def parameters(kind: str, function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Those of an aggregate, a stage or a rule that a config may give."""
+    found = inspect.signature(function).parameters
+    first = () if inspect.isclass(function) else list(found)[:1]
+    others = {*GIVEN[kind], *first}
+    return {name: p for name, p in found.items() if name not in others and p.kind in _BY_KEYWORD}
+
+
 def check_parameters(
-    where: str, function: Callable[..., Any], given: Collection[str], others: Collection[str]
+    where: str, kind: str, function: Callable[..., Any], given: Collection[str]
 ) -> None:
     """Refuse parameters that `function` does not have, and the lack of those that it needs.
 
     Args:
         where: the config's key, for the message.
-        others: parameters that are no config's to give.
 
     Raises:
         ConfigError: with what the function takes.
     """
-    takes = sorted(wants(function) - set(others))
+    known = parameters(kind, function)
+    takes = sorted(known)
     for name in given:
         if name not in takes:
             near = difflib.get_close_matches(name, takes, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"it has: {', '.join(takes) or 'none'}"
             raise ConfigError(f"{where}: no parameter '{name}'; {hint}")
-    lacking = sorted(wants(function, optional=False) - set(others) - set(given))
+    needed = [name for name in takes if known[name].default is inspect.Parameter.empty]
+    lacking = [name for name in needed if name not in given]
     if lacking:
         raise ConfigError(f"{where}: needs {', '.join(lacking)}")
 
@@ -138,12 +155,10 @@ def is_path(name: str) -> bool:
 
 def wants(function: Callable[..., Any], optional: bool = True) -> frozenset[str]:
     """Names of the parameters that `function` takes by keyword; `optional`: those too."""
-    by_keyword = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
-    parameters = inspect.signature(function).parameters.values()
     return frozenset(
         p.name
-        for p in parameters
-        if p.kind in by_keyword and (optional or p.default is inspect.Parameter.empty)
+        for p in inspect.signature(function).parameters.values()
+        if p.kind in _BY_KEYWORD and (optional or p.default is inspect.Parameter.empty)
     )
 
 

@@ -19,7 +19,6 @@ from grm_ray.workers import rules
 
 CONJUNCTION = "conjunction"
 # What a stage may ask for of the answers; its first parameter is the reward so far.
-COLUMNS = frozenset({"finished_B", "lengths_B", "longest", "references_BM", "rule_B"})
 # After these a reward is on another scale than the references' scores.
 RESCALING = frozenset({"normalize", "range", "clip", "clip_to_spread", "tanh", "factor"})
 # Trials of a pipeline on made-up answers, and how many each has.
@@ -53,8 +52,7 @@ def build(reward: Reward, members: int) -> RewardPipeline:
     for number, given in enumerate(reward.all_stages):
         where = f"reward.stages[{number}] ({given.stage})"
         function, parameters = _function(given), given.parameters
-        first = () if inspect.isclass(function) else _first(function)
-        registry.check_parameters(where, function, parameters, {*COLUMNS, *first})
+        registry.check_parameters(where, "reward stage", function, parameters)
         if inspect.isclass(function):
             try:
                 call, parameters = function(**parameters), {}
@@ -176,9 +174,8 @@ def aggregate(where: str, given: Named) -> Callable[..., Any]:
         ConfigError: an unknown name or parameter.
     """
     function = registry.resolve("aggregate", given.name)
-    registry.check_parameters(
-        f"{where} ({given.name})", function, given.parameters, _first(function)
-    )
+    where = f"{where} ({given.name})"
+    registry.check_parameters(where, "aggregate", function, given.parameters)
     return partial(function, **given.parameters)
 
 
@@ -199,12 +196,7 @@ def _asks_of(stage: RewardStage) -> frozenset[str]:
     return _asks(_function(stage))
 
 
-def _first(function: Callable[..., Any]) -> list[str]:
-    """The parameter that takes the reward so far, or the members' scores."""
-    return list(inspect.signature(function).parameters)[:1]
-
-
 def _asks(function: Callable[..., Any]) -> frozenset[str]:
     """What a stage wants to know of the answers."""
     called = function.__call__ if inspect.isclass(function) else function
-    return registry.wants(called) & COLUMNS
+    return registry.wants(called) & registry.GIVEN["reward stage"]

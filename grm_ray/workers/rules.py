@@ -10,9 +10,6 @@ import numpy as np
 
 from grm_ray.config import registry
 
-# What a registered rule is called with; the rest of its parameters are the config's.
-GIVEN = frozenset({"texts", "prompts"})
-
 # (prompts, answers) -> one number each
 Rule = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
@@ -57,9 +54,9 @@ def each(
 def _rule(name: str, **parameters: Any) -> Rule:
     function = registry.resolve("rule", name)
     if ":" in name:  # one's own: (prompt, answer) -> number
-        registry.check_parameters(f"rule {name}", _alone, parameters, ())
+        registry.check_parameters(f"rule {name}", "rule", _alone, parameters)
         return lambda prompts, answers: each(function, prompts, answers)[0]
-    registry.check_parameters(f"rule {name}", function, parameters, GIVEN)
+    registry.check_parameters(f"rule {name}", "rule", function, parameters)
     if "prompts" in registry.wants(function):
         return lambda prompts, answers: function(texts=answers, prompts=prompts, **parameters)
     return lambda prompts, answers: function(texts=answers, **parameters).tolist()

@@ -125,3 +125,7 @@ def test_meanings_types_bounds_and_names_are_told():
     assert "  #   rank: 16  # whole number, above 0\n" in text
     assert "#   # keys as in data.train\n" in text
     assert all(name in text for names in REGISTRY.values() for name in names)
+    assert "\n#   {name: uwo, weight: REQUIRED, ddof: 0}\n" in text
+    assert "\n#   {stage: lsc, quantile: 0.85, empirical: false, floor: null}\n" in text
+    assert "\n#   {stage: overlong, margin: REQUIRED, penalty: REQUIRED}\n" in text
+    assert "\n#   {name: repetition, n: 20}\n" in text and "\n#   factor\n" in text
