@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from pathlib import Path
 
 import ray
 import torch
+
+from grm_ray.training.extensions import keep_own_extensions
 
 
 def address() -> tuple[str, int]:
@@ -42,16 +43,6 @@ def join_group(rank: int, world: int, host: str, port: int, local: int) -> None:
 
     deepspeed.init_distributed("nccl" if cuda else "gloo", verbose=False)
     _unlink_deepspeed_buffers(host, port)
-
-
-def keep_own_extensions() -> None:
-    """Keep what torch compiles in this environment, unless TORCH_EXTENSIONS_DIR says where.
-
-    In the user's cache folder, two environments that take turns would compile DeepSpeed's
-    operators anew each time, for 45 s.
-    """
-    if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
-        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 
 
 def _unlink_deepspeed_buffers(host: str, port: int) -> None:
