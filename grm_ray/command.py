@@ -77,7 +77,9 @@ class _Keys(argparse.Action):
 
 
 def _parser(schema: type[BaseModel], description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description)
+    started = getattr(sys.modules["__main__"], "__spec__", None)
+    program = f"python -m {started.name}" if started else None
+    parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument(
         "--keys",
         action=_Keys,

@@ -53,10 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(_write(_folders(asked.runs), asked.output))
     except _Wrong as wrong:
-        print(legible(str(wrong)), file=sys.stderr)
+        print(f"error: {legible(str(wrong))}", file=sys.stderr)
         return 2
     except OSError as error:  # a path that cannot be, a folder that may not be read or written
-        print(legible(f"{error.strerror}: {error.filename}"), file=sys.stderr)
+        print(legible(f"error: {error.strerror}: {error.filename}"), file=sys.stderr)
         return 2
     return 0
 

@@ -101,6 +101,8 @@ def _explain(schema: type[BaseModel], item: Any) -> str:
     if not location:
         return message
     given = item.get("input")
+    if item["type"] == "model_type" and "path" in _fields_at(schema, item["loc"]):
+        return f"key '{location}': a section is wanted, as {{path: {shown(given)}}}"
     said = "" if isinstance(given, dict | BaseModel) else f" (given: {shown(given)})"
     return f"key '{location}': {message}{said}"
 

@@ -83,8 +83,11 @@ GIVEN = {
 }
 
 
-def check(kind: str, name: str) -> None:
+def check(kind: str, name: str, key: str = "") -> None:
     """Refuse an unknown name without importing anything of ours.
+
+    Args:
+        key: the config's, for the message.
 
     Raises:
         ConfigError: with the nearest known name.
@@ -94,16 +97,18 @@ def check(kind: str, name: str) -> None:
         return
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known))}"
-    raise ConfigError(f"unknown {kind} '{name}'; {hint} (or your own 'package.module:function')")
+    where = f"key '{key}': " if key else ""
+    own = "(or your own 'package.module:function')"
+    raise ConfigError(f"{where}unknown {kind} '{name}'; {hint} {own}")
 
 
-def resolve(kind: str, name: str) -> Callable[..., Any]:
-    """The function behind `name`.
+def resolve(kind: str, name: str, key: str = "") -> Callable[..., Any]:
+    """The function behind `name`, which stands at the config's `key`.
 
     Raises:
         ConfigError: when the name is unknown or its module or function cannot be imported.
     """
-    check(kind, name)
+    check(kind, name, key)
     module, _, function = REGISTRY[kind].get(name, name).partition(":")
     try:
         found = getattr(importlib.import_module(module), function)

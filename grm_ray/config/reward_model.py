@@ -71,7 +71,7 @@ class PairData(Section):
     @field_validator("train", mode="before")
     @classmethod
     def _one_source_is_a_list(cls, train: Any) -> Any:
-        return [train] if isinstance(train, dict | Source) else train
+        return train if isinstance(train, list) else [train]
 
     @field_validator("eval")
     @classmethod

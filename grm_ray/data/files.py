@@ -205,6 +205,8 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
 def _parse(line: bytes) -> Any:
     try:
         return json.loads(line.decode("utf-8-sig"))  # a first line may begin with a mark
+    except json.JSONDecodeError as error:
+        return BadRow(f"not valid JSON: {error.msg}, at character {error.pos + 1}")
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits is one too
         return BadRow(f"not valid JSON: {error}")
 

@@ -25,6 +25,7 @@ from grm_ray.drivers.best_of_n_shards import TRUE_REWARD, LeftOut, Shard, column
 from grm_ray.drivers.best_of_n_workers import Cast
 from grm_ray.drivers.checks import check
 from grm_ray.drivers.groups import fetch
+from grm_ray.drivers.job_checks import look_up
 from grm_ray.drivers.job_plan import bundles_of
 from grm_ray.drivers.run_folder import check_identity, check_same_run, open_run
 from grm_ray.drivers.scored_batches import ScoredBatch, again
@@ -51,6 +52,7 @@ def run(config: BestOfNJob, resume: bool = False) -> Path:
         ConfigError: config, data or a model is wrong, or the shards are those of another run.
     """
     check(config)
+    look_up(config.policy)
     policy = backbone.resolve(config.policy.path)
     fingerprints = _fingerprints(config)
     identity = {

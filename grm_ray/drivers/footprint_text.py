@@ -27,9 +27,10 @@ def described(config: Job, placed: Mapping[Bundle, Node], here: bool) -> str:
         roles = roles_of(config)
         if not roles:
             return ""
-        lines = ["memory, at most (GiB)", *map(_line, roles)]
-        lines += [f"  {said}" for role in roles for said in dict.fromkeys(role.about)]
         missing = dict.fromkeys(why for role in roles for why in role.missing)
+        bound = "as far as it is known" if missing else "at most"
+        lines = [f"memory, {bound} (GiB)", *map(_line, roles)]
+        lines += [f"  {said}" for role in roles for said in dict.fromkeys(role.about)]
         lines += [f"  not known: {why}" for why in missing]
         least = "at least " if missing else ""
         lines += [f"  {said}" for said in _on_nodes(roles, placed, least)]
@@ -51,9 +52,7 @@ def _line(role: Role) -> str:
         parts["process"] = BASELINE[role.name] * GIB
     told = " + ".join(f"{what} {_gib(size)}" for what, size in parts.items() if size >= GIB / 200)
     if not any(role.parts.values()):
-        return (
-            f"  {role.name} x {count}: not known, but {_gib(role.on_host)} of the machine's memory"
-        )
+        return f"  {role.name} x {count}: its model's is not known; process {_gib(role.on_host)}"
     line = f"  {role.name} x {count}: {_gib(role.device if gpu else role.on_host)} each: {told}"
     return f"{line}; {_gib(role.on_host)} of the machine's memory" if gpu else line
 

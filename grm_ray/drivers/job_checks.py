@@ -221,11 +221,35 @@ def _model(model: Model, plan: Plan) -> None:
             raise ConfigError(f"{path}/config.json: not valid JSON ({error})") from None
         if not isinstance(described, dict):
             raise ConfigError(f"{path}/config.json: not a JSON object")
-        wrong = backbone.unsupported(described)
-        if wrong:
-            raise ConfigError(f"model {model.path}: {wrong}")
-        ScoringContract.of(backbone.load_tokenizer(path, model.trust_remote_code), 1, "left")
+        _check_model(model, described, backbone.load_tokenizer(path, model.trust_remote_code))
         plan.reads.append(f"model {path}")
+
+
+def look_up(model: Model) -> None:
+    """What `check` leaves out of a hub id: the hub is asked for its config and tokenizer.
+
+    Raises:
+        ConfigError: the hub does not give them, or we cannot use them.
+    """
+    if not backbone.is_hub_id(model.path):
+        return
+    from transformers import PretrainedConfig
+
+    try:
+        described, _ = PretrainedConfig.get_config_dict(model.path)
+        tokenizer = backbone.load_tokenizer(model.path, model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"model {model.path}: no such folder here, and the model hub does not give it ({said})"
+        ) from None
+    _check_model(model, described, tokenizer)
+
+
+def _check_model(model: Model, described: dict[str, Any], tokenizer: Any) -> None:
+    if wrong := backbone.unsupported(described):
+        raise ConfigError(f"model {model.path}: {wrong}")
+    ScoringContract.of(tokenizer, 1, "left")
 
 
 def check_data(source: Source, columns: set[str], plan: Plan) -> None:

@@ -28,10 +28,12 @@ class Plan:
         for bundle in self.bundles:
             node = self.placed.get(bundle)
             lines.append(f"  {bundle}" + (f"  ->  {node.name}" if node else ""))
-        for title, entries in (("reads", self.reads), ("writes", self.writes)):
-            lines += [title, *(f"  {entry}" for entry in entries)]
-        if self.unchecked:
-            lines += ["could not be checked offline", *(f"  {entry}" for entry in self.unchecked)]
+        for title, entries in (
+            ("reads", self.reads),
+            ("writes", self.writes),
+            ("could not be checked offline", self.unchecked),
+        ):
+            lines += [title, *(f"  {entry}" for entry in entries)] if entries else []
         return "\n".join(lines)
 
     def finish(self, config: Job, cluster: list[Node] | None) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from grm_ray.config.ppo import PpoJob
 from grm_ray.data.sources import Prompt, Quarantine
 from grm_ray.drivers.checks import check
+from grm_ray.drivers.job_checks import look_up
 from grm_ray.drivers.job_plan import bundles_of
 from grm_ray.drivers.ppo_ahead import Ahead
 from grm_ray.drivers.ppo_canaries import Canaries, Canary, read_canaries
@@ -58,6 +59,7 @@ def run(config: PpoJob, resume: bool = False) -> Path:
     """
     check(config)
     check_room(config)
+    look_up(config.policy)
     quarantine = Quarantine()
     train, held_out = read_prompts(config, quarantine)
     asked = config.evaluation.canaries
@@ -226,7 +228,7 @@ class _Driver:
         """Save the policy, unless the best was saved before; say what became of the true reward."""
         if self._best is None:
             self._save()
-        change = change_of_true_reward(self._folder, self._config.seed)
+        change = change_of_true_reward(self._folder)
         if change is not None:
             last = "" if self._best is None else " (of the last policy, not of the one saved)"
             self._table.message(

@@ -136,17 +136,18 @@ def save_samples(
     return said
 
 
-def change_of_true_reward(folder: Path, seed: int) -> Interval | None:
-    """After minus before, prompt by prompt; None where either has no true reward."""
+def change_of_true_reward(folder: Path) -> Interval | None:
+    """After minus before, prompt by prompt, as the page has it; None where either has no true
+    reward."""
     files = [folder / "samples" / f"{name}.parquet" for name in ("before", "after")]
     if not all(file.exists() for file in files):
         return None
-    before, after = map(_true_rewards, files)
+    # In the order of the uids, so that the two pair up.
+    columns = ["uid", "prompt", "true_reward"]
+    said, now = (pq.read_table(file, columns=columns).sort_by("uid") for file in files)
+    before, after = (table["true_reward"].to_numpy().astype(float) for table in (said, now))
     known = np.isfinite(before) & np.isfinite(after)
-    return paired_difference(before[known], after[known], seed=seed) if known.any() else None
-
-
-def _true_rewards(path: Path) -> np.ndarray:
-    """In the order of the uids, so that two files pair up; NaN where there is none."""
-    table = pq.read_table(path, columns=["uid", "true_reward"]).sort_by("uid")
-    return table["true_reward"].to_numpy().astype(float)
+    if not known.any():
+        return None
+    prompts = said["prompt"].to_numpy(zero_copy_only=False)
+    return paired_difference(before[known], after[known], prompts[known])

@@ -17,6 +17,7 @@ from grm_ray.data.packing import split_by_tokens
 from grm_ray.drivers.alarms import Alarms
 from grm_ray.drivers.checks import check
 from grm_ray.drivers.groups import Group
+from grm_ray.drivers.job_checks import look_up
 from grm_ray.drivers.job_plan import bundles_of
 from grm_ray.drivers.recovery import keep_going
 from grm_ray.drivers.reward_rows import card_facts, read, start_reading
@@ -46,6 +47,7 @@ def run(config: RewardModelJob, resume: bool = False) -> Path:
     """
     check(config)
     check_room(config)
+    look_up(config.model)
     path = backbone.resolve(config.model.path)
     identity = {"model": model_identity(path)}
     snapshots = Snapshots(

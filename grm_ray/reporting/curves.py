@@ -131,13 +131,20 @@ def _rm(run: Run) -> list[Chart]:
             guide=0.5,
         ),
         _chart(
-            run, "Loss", "nats per pair", [("loss", "training", 0), ("eval/loss", "held-out", 1)]
+            run,
+            "Preference loss",
+            "nats per pair",
+            [("loss/preference", "training", 0), ("eval/loss", "held-out", 1)],
         ),
         _chart(
             run,
             "Parts of the loss",
             "nats",
-            [("loss/preference", "preference", 0), ("loss/regularizer", "regulariser", 2)],
+            [
+                ("loss", "what is minimised", 1),
+                ("loss/preference", "preference", 0),
+                ("loss/regularizer", "regulariser", 2),
+            ],
         ),
         _chart(run, "Margin between the answers", "score", [("margin", "training", 3)]),
     ]

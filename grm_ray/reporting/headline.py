@@ -118,9 +118,12 @@ def _rm_cards(run: Run) -> list[Card]:
         if bounds:
             more = f"{_LEVEL} {_percent(bounds[0])} to {_percent(bounds[1])}, {more}"
         found.append(Card("Held-out accuracy", _percent(value), more))
-    if card := _first_to_last(run, "eval/loss", "Held-out loss"):
+    if card := _first_to_last(run, "eval/loss", "Preference loss, held-out"):
         found.append(card)
-    for key, what in (("loss", "Training loss"), ("margin", "Score margin, training")):
+    for key, what in (
+        ("loss/preference", "Preference loss, training"),
+        ("margin", "Score margin, training"),
+    ):
         if card := _first_to_last(run, key, what):
             found.append(card)
     return found

@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -187,8 +188,15 @@ def app(
             Route("/score", posted(_Score, score), methods=["POST"]),
             Route("/get_reward", posted(_GetReward, get_reward), methods=["POST"]),
             Route("/classify", posted(_Classify, classify), methods=["POST"]),
-        ]
+        ],
+        exception_handlers={HTTPException: _no_such_thing},
     )
+
+
+async def _no_such_thing(_: Request, error: Exception) -> JSONResponse:
+    """No such path, or not by this method: said as all else is that is refused."""
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 
 class _Gate:

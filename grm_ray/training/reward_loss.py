@@ -66,9 +66,11 @@ class RewardLoss:
 
     def __init__(self, config: PreferenceLoss) -> None:
         self._config = config
-        self._preference = resolve("preference loss", config.preference)
+        self._preference = resolve("preference loss", config.preference, "loss.preference")
         regularize = config.regularizer is not None and config.alpha > 0
-        self._regularizer = resolve("regularizer", config.regularizer) if regularize else None
+        self._regularizer = (
+            resolve("regularizer", config.regularizer, "loss.regularizer") if regularize else None
+        )
         self.regression = config.preference == "regression"
         given = GIVEN_TO_REGRESSION if self.regression else GIVEN_TO_PREFERENCE
         self._wants = _required(self._preference, given, f"preference loss {config.preference}")

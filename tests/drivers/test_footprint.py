@@ -157,7 +157,8 @@ def test_a_model_that_is_not_here_is_one_line(rm):
     text = told(rm("model.path=nobody/has-this-model"))
     assert text.count("nobody/has-this-model: no config to be read offline") == 1
     assert "could not be estimated" not in text and "speed" not in text
-    assert "trainer x 2: not known" in text and "at least" in text
+    assert "trainer x 2: its model's is not known; process" in text and "at least" in text
+    assert "as far as it is known" in text
 
 
 def test_a_reward_model_that_is_not_here_leaves_the_rest(ppo):

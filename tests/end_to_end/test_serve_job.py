@@ -201,6 +201,8 @@ def test_whoever_has_no_token_is_refused(served):
         ("/get_reward", {"query": ["ab"], "prompts": []}, 400, "0 of them for 1"),
         ("/classify", {"model": "m"}, 400, "give input .* or messages"),
         ("/classify", {"messages": [*CHAT, *CHAT]}, 400, "the assistant's"),
+        ("/scores", {}, 404, "Not Found"),
+        ("/health", {}, 405, "Method Not Allowed"),
     ],
 )
 def test_what_is_wrong_is_said_and_the_service_goes_on(served, path, body, status, words):
