@@ -19,7 +19,8 @@ class Baton:
 
     def __init__(self, path: str) -> None:
         # The file stays: whoever waits has it open, and must wait for the same one as others do.
-        self._file = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        # Under torch's own name it would stop those who know torch's baton only.
+        self._file = os.open(f"{path}.held", os.O_CREAT | os.O_RDWR, 0o666)
 
     def try_acquire(self) -> bool:
         try:

@@ -67,6 +67,7 @@ def test_torch_compiles_where_a_dead_process_left_its_lock(tmp_path, monkeypatch
     (tmp_path / "operator.cpp").write_text(SOURCE)
     made = cpp_extension.load("grm_ray_test_operator", [str(tmp_path / "operator.cpp")])
     assert Path(made.__file__).parent == folder
+    assert cpp_extension.FileBaton is Baton and (folder / "lock.held").exists()
 
 
 def test_a_folder_of_the_user_s_has_torch_s_own_way(tmp_path, monkeypatch):
