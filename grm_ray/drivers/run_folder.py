@@ -58,7 +58,7 @@ def open_run(config: Job, resume: bool) -> Path:
                 raise ConfigError(f"--resume: {folder} holds no run; start it without --resume")
         elif folder.exists() and any(folder.iterdir()):
             folder.rename(_aside(folder))
-        for part in ("samples", "checkpoints", "logs"):
+        for part in ("samples", "logs"):
             (folder / part).mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
     except OSError as error:
