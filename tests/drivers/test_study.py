@@ -132,7 +132,10 @@ def test_a_cell_cannot_name_its_own_folder(given, tmp_path):
     ("change", "words"),
     [
         ({"vary": {"grm": {"loss.alfa": 0.1}}}, r"cell s0/grm: unknown key 'loss.alfa'"),
-        ({"vary": {"grm": {"loss.preference": "nothing"}}}, r"cell s0/grm: unknown preference"),
+        (
+            {"vary": {"grm": {"loss.preference": "nothing"}}},
+            r"cell s0/grm: key 'loss.preference': unknown",
+        ),
         ({"base": {"model": {"path": "./nowhere"}}}, r"cell s0/bt: model folder ./nowhere"),
         ({"base": {"workers": {"count": 9}}}, r"cell s0/bt: the workers ask for 4.5 CPU"),
         ({"judges": {"count": 1, "gpus": 1}}, r"No room for: judge 0"),

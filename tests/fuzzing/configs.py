@@ -137,7 +137,7 @@ class Configs(Kind):
         elsewhere = ["--cluster", CLUSTER] if kind == 11 or rng.random() < 0.8 else []
         arguments = ["--config", path, "--dry-run", *elsewhere, "--", *overrides]
         code, _, errors = command(lambda: entry.main(JOBS[job], started, ""), *arguments)
-        return judged(code, errors, "error: ")
+        return judged(code, errors)
 
     def _tree(self, rng: random.Random, text: str, known: list[str]) -> bytes:
         tree = yaml.safe_load(text)

@@ -76,14 +76,14 @@ def command(main: Callable[[], Any], *arguments: str) -> tuple[int, str, str]:
     return int(code or 0), said[0], said[1]
 
 
-def judged(code: int, errors: str, prefix: str) -> str:
+def judged(code: int, errors: str) -> str:
     """Done without a word on the error stream, or refused with one clear message."""
     if code == 0:
         require(not errors, f"done, but errors say: {errors[:500]}")
         return "accepted"
     require(code == 2, f"exit code {code}:\n{errors[-2500:]}")
-    require(errors.startswith(prefix), f"the message begins otherwise: {errors[:300]!r}")
-    clear(errors.removeprefix(prefix).removesuffix("\n"))
+    require(errors.startswith("error: "), f"the message begins otherwise: {errors[:300]!r}")
+    clear(errors.removeprefix("error: ").removesuffix("\n"))
     return "refused"
 
 

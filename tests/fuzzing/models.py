@@ -58,7 +58,7 @@ class Models(Kind):
         Path("config.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
         arguments = ["--config", "config.yaml", "--dry-run"]
         code, _, errors = command(lambda: entry.main(schema, started, ""), *arguments)
-        return judged(code, errors, "error: ")
+        return judged(code, errors)
 
     def _damage(self, rng: random.Random, folder: Path) -> None:
         files = sorted(path for path in folder.iterdir() if path.is_file())

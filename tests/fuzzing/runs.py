@@ -87,7 +87,7 @@ class Runs(Kind):
             require("</html>" in page, "a page without an end")
             odd = re.search(r".{60}(\bNaN|>nan<|\binf\b).{20}", page)
             require(odd is None, f"a page with no number where one should be: {odd}")
-        return judged(code, errors, "")
+        return judged(code, errors)
 
     def _run(self, rng: random.Random, folder: Path) -> None:
         (folder / "samples").mkdir(parents=True)

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
 from grm_ray.data.tables import ASKED
 from grm_ray.runtime.pool import Pool
@@ -151,8 +152,10 @@ def test_a_service_waits_for_its_scorers_when_all_are_gone_and_cannot_start_yet(
     pool.wait_ready(60)
     service = ScoringService(pool, rows_per_batch=8, most_rows=99, most_bytes=9999, timeout_s=60)
     service.start()
-    for handle in list(pool.handles):
+    for handle in spawned[:2]:
         ray.kill(handle)
+        with pytest.raises(RayActorError):
+            ray.get(handle.__ray_ready__.remote())  # Ray kills when it comes to it
     futures = [service.ask(rows("four")) for _ in range(4)]
     assert [scores(future) for future in futures] == [[4.0]] * 4
     assert len(spawned) == 6
