@@ -27,7 +27,7 @@ from grm_ray.drivers.checks import check
 from grm_ray.drivers.groups import fetch
 from grm_ray.drivers.job_checks import look_up
 from grm_ray.drivers.job_plan import bundles_of
-from grm_ray.drivers.run_folder import check_identity, check_same_run, open_run
+from grm_ray.drivers.run_folder import check_identity, check_same_run, claim, open_run
 from grm_ray.drivers.scored_batches import ScoredBatch, again
 from grm_ray.models import backbone
 from grm_ray.models.checkpoint import check_reward_model, model_identity
@@ -52,6 +52,7 @@ def run(config: BestOfNJob, resume: bool = False) -> Path:
         ConfigError: config, data or a model is wrong, or the shards are those of another run.
     """
     check(config)
+    claim(config)
     look_up(config.policy)
     policy = backbone.resolve(config.policy.path)
     fingerprints = _fingerprints(config)

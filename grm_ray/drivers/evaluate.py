@@ -17,7 +17,7 @@ from grm_ray.drivers import judging, scoring
 from grm_ray.drivers.checks import check
 from grm_ray.drivers.job_key import precision
 from grm_ray.drivers.job_plan import bundles_of
-from grm_ray.drivers.run_folder import open_run
+from grm_ray.drivers.run_folder import claim, open_run
 from grm_ray.models.checkpoint import model_identity
 from grm_ray.reporting.evaluation import RESULT, write_evaluation
 from grm_ray.runtime import cluster
@@ -32,6 +32,7 @@ def run(config: EvaluateJob, resume: bool = False) -> Path:
         ConfigError: config, a model or a set is wrong.
     """
     check(config)
+    claim(config)
     wanted = bundles_of(config)
     with cluster.session(wanted):
         folder = open_run(config, resume)

@@ -34,7 +34,7 @@ from grm_ray.drivers.ppo_workers import PpoCast
 from grm_ray.drivers.readable import check_readable, readers
 from grm_ray.drivers.recovery import keep_going
 from grm_ray.drivers.refused import Refused
-from grm_ray.drivers.run_folder import check_room, next_incarnation, open_run, saved_state
+from grm_ray.drivers.run_folder import claim, next_incarnation, open_run, saved_state
 from grm_ray.drivers.states import States
 from grm_ray.drivers.updates import Updates
 from grm_ray.models import backbone
@@ -58,7 +58,7 @@ def run(config: PpoJob, resume: bool = False) -> Path:
         ConfigError: config, data or checkpoint is wrong; no worker was started.
     """
     check(config)
-    check_room(config)
+    claim(config)
     look_up(config.policy)
     quarantine = Quarantine()
     train, held_out = read_prompts(config, quarantine)

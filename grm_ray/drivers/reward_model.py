@@ -21,7 +21,7 @@ from grm_ray.drivers.job_checks import look_up
 from grm_ray.drivers.job_plan import bundles_of
 from grm_ray.drivers.recovery import keep_going
 from grm_ray.drivers.reward_rows import card_facts, read, start_reading
-from grm_ray.drivers.run_folder import DONE, check_identity, check_room, open_run, saved_state
+from grm_ray.drivers.run_folder import DONE, check_identity, claim, open_run, saved_state
 from grm_ray.drivers.updates import Updates
 from grm_ray.models import backbone
 from grm_ray.models.checkpoint import model_identity
@@ -46,7 +46,7 @@ def run(config: RewardModelJob, resume: bool = False) -> Path:
         ConfigError: config or data is wrong; nothing was trained.
     """
     check(config)
-    check_room(config)
+    claim(config)
     look_up(config.model)
     path = backbone.resolve(config.model.path)
     identity = {"model": model_identity(path)}

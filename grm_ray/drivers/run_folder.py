@@ -66,15 +66,17 @@ def open_run(config: Job, resume: bool) -> Path:
     return folder.resolve()
 
 
-def check_room(config: Job) -> None:
-    """Refuse, before anything is started, a place for runs that cannot be written to, or is full.
+def claim(config: Job) -> None:
+    """Keep the run's folder for this process, before anything is read or started for it.
 
     Raises:
-        ConfigError: naming it.
+        ConfigError: another process works in it, or the place for runs cannot be written to, or is
+            full.
     """
     runs = Path(config.runs).expanduser()
     try:
         check_writable(runs)
+        hold(runs / config.name)
     except OSError as error:
         raise ConfigError(
             f"runs: {runs} cannot be written to ({error.strerror or error}); free space there, or "

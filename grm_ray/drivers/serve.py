@@ -29,7 +29,7 @@ from grm_ray.data.tables import ASKED
 from grm_ray.drivers import reward_stages
 from grm_ray.drivers.checks import check
 from grm_ray.drivers.job_plan import bundles_of
-from grm_ray.drivers.run_folder import open_run
+from grm_ray.drivers.run_folder import claim, open_run
 from grm_ray.drivers.scoring import stop_scorers
 from grm_ray.models.checkpoint import check_reward_model, local_folder
 from grm_ray.rewards.aggregate import MemberNormalizer
@@ -51,15 +51,17 @@ def run(config: ServeJob, resume: bool = False) -> None:
     A service that is started again has the token that it had: `resume` changes nothing.
 
     Raises:
-        ConfigError: the config or a model is wrong, or the address is taken; no worker was started
-            but for the last.
+        ConfigError: the config or a model is wrong, or the address is taken; no worker was started.
         RuntimeError: the scorers died faster than they could be replaced.
     """
     check(config)
+    claim(config)
+    was_here = _was_here(config)
     fingerprints = [check_reward_model(path)["fingerprint"] for path in config.models.values()]
     wanted = bundles_of(config)
-    with cluster.session(wanted):
-        folder = open_run(config, resume or _was_here(config))
+    # Bound from the start, and not listened on before the scorers are there.
+    with contextlib.closing(_bound(config)) as address, cluster.session(wanted):
+        folder = open_run(config, resume or was_here)
         token = _token(folder)
         with cluster.placement_group(wanted) as placed:
             pool = _pool(config, folder, placed, wanted, fingerprints)
@@ -81,7 +83,7 @@ def run(config: ServeJob, resume: bool = False) -> None:
                 )
                 measured = Measured(served, service, lambda: pool.replaced, config.name)
                 with contextlib.closing(measured):
-                    _serve(config, measured, service, folder)
+                    _serve(config, address, measured, service, folder)
             finally:
                 service.stop()
                 stop_scorers(pool)
@@ -189,7 +191,9 @@ def _token(folder: Path) -> str:
     return token
 
 
-def _serve(config: ServeJob, served: Any, service: ScoringService, folder: Path) -> None:
+def _serve(
+    config: ServeJob, address: socket.socket, served: Any, service: ScoringService, folder: Path
+) -> None:
     limits = config.limits
     server = _Server(
         uvicorn.Config(
@@ -210,7 +214,7 @@ def _serve(config: ServeJob, served: Any, service: ScoringService, folder: Path)
     )
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        asyncio.run(_until_over(server, service, config, folder))
+        asyncio.run(_until_over(server, address, service, config, folder))
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -233,11 +237,14 @@ class _Server(uvicorn.Server):
 
 
 async def _until_over(
-    server: uvicorn.Server, service: ScoringService, config: ServeJob, folder: Path
+    server: uvicorn.Server,
+    address: socket.socket,
+    service: ScoringService,
+    config: ServeJob,
+    folder: Path,
 ) -> None:
-    sockets = [_bound(config)]
-    port = sockets[0].getsockname()[1]
-    task = asyncio.create_task(server.serve(sockets=sockets))
+    port = address.getsockname()[1]
+    task = asyncio.create_task(server.serve(sockets=[address]))
     while not server.started and not task.done():
         await asyncio.sleep(0.05)
     if task.done():

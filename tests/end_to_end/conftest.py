@@ -1,9 +1,20 @@
 """Configs of the jobs at tiny size, and one reward model that the PPO tests share."""
 
+import sys
+
 import pytest
+import ray
 import yaml
 
+from grm_ray import bon, command, ppo, rm, serve
+from grm_ray.config.best_of_n import BestOfNJob
+from grm_ray.config.ppo import PpoJob
+from grm_ray.config.reward_model import RewardModelJob
+from grm_ray.config.serve import ServeJob
+from grm_ray.drivers import run_folder
 from tests.conftest import finish, job
+
+SCHEMAS = {rm: RewardModelJob, ppo: PpoJob, bon: BestOfNJob, serve: ServeJob}
 
 
 def rm_config(folder, tiny_model, tiny_data, **changes):
@@ -112,3 +123,27 @@ def reward_model(tmp_path_factory, tiny_model, tiny_data):
     output = finish(process)
     assert process.returncode == 0, output
     return folder / "runs" / "rm", output
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """`run_here(job, *arguments)`: the exit code and what stood on the error stream. For what ends
+    before anything is started, in this process, which has its imports behind it."""
+
+    def call(job, *arguments):
+        monkeypatch.setattr(sys, "argv", ["grm_ray", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            command.main(SCHEMAS[job], job.run, "")
+        assert not ray.is_initialized()
+        run_folder._HELD.clear()  # files that are closed let go of their folders, as at an end
+        return left.value.code, capsys.readouterr().err
+
+    return call
+
+
+def refused(answer, *parts):
+    code, message = answer
+    assert code == 2, message
+    assert message.startswith("error: ") and len(message.strip().splitlines()) == 1, message
+    for part in parts:
+        assert part in message

@@ -5,34 +5,16 @@ import shutil
 import sys
 
 import pytest
-import ray
 import yaml
 from transformers import AutoTokenizer
 
 from grm_ray import bon, command, ppo, rm
-from grm_ray.config.best_of_n import BestOfNJob
 from grm_ray.config.ppo import PpoJob
-from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.config.schema import Head
 from grm_ray.data.chat import ScoringContract
 from grm_ray.models.checkpoint import save_reward_model
-from tests.end_to_end.conftest import bon_config, ppo_config, rm_config
+from tests.end_to_end.conftest import bon_config, ppo_config, refused, rm_config
 from tests.models.scoring import reward_model
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """`run(job, *arguments)`: the exit code and what stood on the error stream."""
-
-    def call(job, *arguments):
-        schema = {rm: RewardModelJob, ppo: PpoJob, bon: BestOfNJob}[job]
-        monkeypatch.setattr(sys, "argv", ["grm_ray", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            command.main(schema, job.run, "")
-        assert not ray.is_initialized()
-        return left.value.code, capsys.readouterr().err
-
-    return call
 
 
 @pytest.fixture
@@ -42,7 +24,7 @@ def config(tmp_path, tiny_model, tiny_data):
 
 @pytest.fixture
 def saved(tmp_path, tiny_model):
-    """A reward model's folder. Asked for before `run`: loading draws progress bars."""
+    """A reward model's folder. Asked for before `run_here`: loading draws progress bars."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     contract = ScoringContract.of(tokenizer, 128, "left")
     model, folder = reward_model(tiny_model, Head()), tmp_path / "saved"
@@ -50,28 +32,20 @@ def saved(tmp_path, tiny_model):
     return folder
 
 
-def refused(answer, *parts):
-    code, message = answer
-    assert code == 2, message
-    assert message.startswith("error: ") and len(message.strip().splitlines()) == 1, message
-    for part in parts:
-        assert part in message
-
-
-def test_a_place_for_runs_that_cannot_be_written_to(run, config, small_disk, tmp_path):
+def test_a_place_for_runs_that_cannot_be_written_to(run_here, config, small_disk, tmp_path):
     (tmp_path / "file").write_text("in the way")
     below = tmp_path / "file" / "runs"
-    refused(run(rm, "--config", config, f"runs={below}"), str(below), "Not a directory")
+    refused(run_here(rm, "--config", config, f"runs={below}"), str(below), "Not a directory")
     (small_disk / "filler").write_bytes(bytes(3 << 19))
-    answer = run(rm, "--config", config, f"runs={small_disk}")
+    answer = run_here(rm, "--config", config, f"runs={small_disk}")
     refused(answer, f"runs: {small_disk} cannot be written to", "No space left", "free space")
 
 
-def test_an_unknown_key(run, config):
+def test_an_unknown_key(run_here, config):
     raw = yaml.safe_load(config.read_text())
     raw["training"]["pairs_per_setp"] = 3
     config.write_text(yaml.safe_dump(raw))
-    refused(run(rm, "--config", config), str(config), "did you mean 'pairs_per_step'")
+    refused(run_here(rm, "--config", config), str(config), "did you mean 'pairs_per_step'")
 
 
 @pytest.mark.parametrize(
@@ -88,30 +62,30 @@ def test_an_unknown_key(run, config):
         ("workers.gpus=64", ["128 GPU", "No room for"]),
     ],
 )
-def test_a_wrong_value(run, config, override, parts):
-    refused(run(rm, "--config", config, override), *parts)
+def test_a_wrong_value(run_here, config, override, parts):
+    refused(run_here(rm, "--config", config, override), *parts)
 
 
-def test_a_config_that_is_not_there(run, tmp_path):
-    refused(run(rm, "--config", tmp_path / "nothing.yaml"), "nothing.yaml does not exist")
+def test_a_config_that_is_not_there(run_here, tmp_path):
+    refused(run_here(rm, "--config", tmp_path / "nothing.yaml"), "nothing.yaml does not exist")
 
 
-def test_a_data_file_without_the_columns(run, config, tmp_path):
+def test_a_data_file_without_the_columns(run_here, config, tmp_path):
     data = tmp_path / "columns.jsonl"
     data.write_text(json.dumps({"prompt": "a", "good": "b", "bad": "c"}) + "\n")
-    answer = run(rm, "--config", config, f"data.train.path={data}")
+    answer = run_here(rm, "--config", config, f"data.train.path={data}")
     refused(answer, str(data), "'chosen', 'rejected'")
 
 
-def test_an_empty_data_file(run, config, tmp_path):
+def test_an_empty_data_file(run_here, config, tmp_path):
     data = tmp_path / "empty.jsonl"
     data.write_text("")
-    refused(run(rm, "--config", config, f"data.train.path={data}"), str(data), "holds no row")
+    refused(run_here(rm, "--config", config, f"data.train.path={data}"), str(data), "holds no row")
 
 
-def test_a_reward_model_that_is_not_there(run, tmp_path, tiny_model, tiny_data):
+def test_a_reward_model_that_is_not_there(run_here, tmp_path, tiny_model, tiny_data):
     path = ppo_config(tmp_path, tiny_model, tiny_data, tmp_path / "none")
-    refused(run(ppo, "--config", path), "reward.path", "train one first")
+    refused(run_here(ppo, "--config", path), "reward.path", "train one first")
 
 
 @pytest.mark.parametrize(
@@ -125,22 +99,24 @@ def test_a_reward_model_that_is_not_there(run, tmp_path, tiny_model, tiny_data):
         ("rollout.max_new_tokens=200", ["proxies.saved", "reads 128 tokens", "lower one"]),
     ],
 )
-def test_a_choice_that_cannot_be_made(saved, run, tmp_path, tiny_model, tiny_data, override, parts):
+def test_a_choice_that_cannot_be_made(
+    saved, run_here, tmp_path, tiny_model, tiny_data, override, parts
+):
     path = bon_config(tmp_path, tiny_model, tiny_data, {"saved": saved})
-    refused(run(bon, "--config", path, override), *parts)
+    refused(run_here(bon, "--config", path, override), *parts)
 
 
-def test_no_shards_to_add_to(saved, run, tmp_path, tiny_model, tiny_data):
+def test_no_shards_to_add_to(saved, run_here, tmp_path, tiny_model, tiny_data):
     path = bon_config(tmp_path, tiny_model, tiny_data, {"saved": saved})
-    refused(run(bon, "--config", path, "--resume"), "--resume", "holds no run")
+    refused(run_here(bon, "--config", path, "--resume"), "--resume", "holds no run")
 
 
-def test_a_policy_in_place_of_a_reward_model(run, tmp_path, tiny_model, tiny_data):
+def test_a_policy_in_place_of_a_reward_model(run_here, tmp_path, tiny_model, tiny_data):
     path = ppo_config(tmp_path, tiny_model, tiny_data, tiny_model)
-    refused(run(ppo, "--config", path), str(tiny_model))
+    refused(run_here(ppo, "--config", path), str(tiny_model))
 
 
-def test_a_saved_head_of_another_form(saved, run, tmp_path, tiny_model, tiny_data):
+def test_a_saved_head_of_another_form(saved, run_here, tmp_path, tiny_model, tiny_data):
     path = rm_config(
         tmp_path,
         tiny_model,
@@ -148,46 +124,48 @@ def test_a_saved_head_of_another_form(saved, run, tmp_path, tiny_model, tiny_dat
         model={"path": str(saved), "dtype": "float32"},
         head={"kind": "mlp"},
     )
-    refused(run(rm, "--config", path), str(saved), "another head", "new_head: true")
+    refused(run_here(rm, "--config", path), str(saved), "another head", "new_head: true")
 
 
-def test_nothing_to_resume(run, config):
-    refused(run(rm, "--config", config, "--resume"), "--resume", "holds no checkpoint")
+def test_nothing_to_resume(run_here, config):
+    refused(run_here(rm, "--config", config, "--resume"), "--resume", "holds no checkpoint")
 
 
-def test_a_model_whose_logits_are_bent(run, config, tiny_model, tmp_path):
+def test_a_model_whose_logits_are_bent(run_here, config, tiny_model, tmp_path):
     other = shutil.copytree(tiny_model, tmp_path / "bent")
     raw = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**raw, "final_logit_softcapping": 30.0}))
-    refused(run(rm, "--config", config, f"model.path={other}"), "final_logit_softcapping")
+    refused(run_here(rm, "--config", config, f"model.path={other}"), "final_logit_softcapping")
     (other / "config.json").write_text(json.dumps([raw]))
-    refused(run(rm, "--config", config, f"model.path={other}"), "config.json: not a JSON object")
+    refused(
+        run_here(rm, "--config", config, f"model.path={other}"), "config.json: not a JSON object"
+    )
 
 
-def test_a_tokenizer_without_a_chat_template(run, config, tiny_model, tmp_path):
+def test_a_tokenizer_without_a_chat_template(run_here, config, tiny_model, tmp_path):
     other = shutil.copytree(tiny_model, tmp_path / "plain")
     for file in other.glob("chat_template*"):
         file.unlink()
     raw = json.loads((other / "tokenizer_config.json").read_text())
     raw.pop("chat_template", None)
     (other / "tokenizer_config.json").write_text(json.dumps(raw))
-    refused(run(rm, "--config", config, f"model.path={other}"), "no chat template")
+    refused(run_here(rm, "--config", config, f"model.path={other}"), "no chat template")
 
 
 def test_more_tokens_than_the_reward_model_reads(
-    run, tmp_path, tiny_model, tiny_data, reward_model
+    run_here, tmp_path, tiny_model, tiny_data, reward_model
 ):
     path = ppo_config(tmp_path, tiny_model, tiny_data, reward_model[0] / "model")
-    refused(run(ppo, "--config", path, "rollout.max_new_tokens=300"), "reads 128 tokens")
+    refused(run_here(ppo, "--config", path, "rollout.max_new_tokens=300"), "reads 128 tokens")
 
 
 @pytest.mark.parametrize(("job", "name"), [(rm, "rm_grm"), (ppo, "ppo_grm")])
-def test_the_cluster_configs_fit_their_cluster(run, capsys, job, name, monkeypatch):
+def test_the_cluster_configs_fit_their_cluster(run_here, capsys, job, name, monkeypatch):
     from tests.conftest import ROOT
 
     monkeypatch.chdir(ROOT)
     flags = ("--dry-run", "--cluster", "configs/cluster_2x8.yaml")
-    code, message = run(job, "--config", f"configs/{name}.yaml", *flags)
+    code, message = run_here(job, "--config", f"configs/{name}.yaml", *flags)
     assert code == 0, message
 
 

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from grm_ray import export
 from grm_ray.config.schema import PairSource, Source
 from grm_ray.data.sources import Quarantine, iterate, pairs
 from grm_ray.models.backbone import load_tokenizer
@@ -42,8 +43,7 @@ def in_this_process(folder, path):
 @pytest.mark.timeout(900)
 def test_a_saved_model_and_its_export_are_judged_alike(tmp_path, tiny_data, reward_model):
     folder = reward_model[0]
-    process = job("grm_ray.export", str(folder / "model"), str(tmp_path / "plain"), cwd=tmp_path)
-    assert process.wait() == 0, process.communicate()[0]
+    assert export.main([str(folder / "model"), str(tmp_path / "plain")]) == 0
     models = {"ours": folder / "model", "plain": tmp_path / "plain"}
     ensembles = {"both": {"members": ["ours", "plain"], "aggregate": "min"}}
     path = judge_config(tmp_path, models, {"pairs": tiny_data["pairs"]}, ensembles=ensembles)

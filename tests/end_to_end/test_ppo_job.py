@@ -9,8 +9,9 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from grm_ray import ppo
 from tests.conftest import descendants, finish, job, rows
-from tests.end_to_end.conftest import ppo_config
+from tests.end_to_end.conftest import ppo_config, refused
 
 
 def start(path, folder, *flags):
@@ -43,7 +44,7 @@ def check_ledger(run, steps, per_step):
 
 @pytest.mark.timeout(1500)
 def test_a_killed_run_resumes_with_nothing_repeated_or_skipped(
-    tmp_path, tiny_model, tiny_data, reward_model
+    run_here, tmp_path, tiny_model, tiny_data, reward_model
 ):
     path = ppo_config(
         tmp_path,
@@ -67,9 +68,8 @@ def test_a_killed_run_resumes_with_nothing_repeated_or_skipped(
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive, [p.cmdline() for p in alive]
 
-    # Another reward model's checkpoint, and another config, are refused before any worker starts.
-    other = finish(start(path, tmp_path, "--resume", "rollout.temperature=0.5"))
-    assert "rollout.temperature: 1.0 in the checkpoint, 0.5 now" in other
+    other = run_here(ppo, "--config", path, "--resume", "rollout.temperature=0.5")
+    refused(other, "rollout.temperature: 1.0 in the checkpoint, 0.5 now")
     states = sorted((run / "checkpoints").glob("step-?????/state.json"))  # no half-written one
     saved = json.loads(states[-1].read_text())
 
@@ -137,11 +137,11 @@ def check_replaced(process, run, steps, workers):
 
 @pytest.mark.timeout(1500)
 def test_killed_workers_are_replaced_within_the_step(tmp_path, tiny_model, tiny_data, reward_model):
-    process, run = busy_run(tmp_path, tiny_model, tiny_data, reward_model, steps=8)
+    process, run = busy_run(tmp_path, tiny_model, tiny_data, reward_model, steps=6)
     os.kill(descendants(process, "ray::Scorer")[0].pid, signal.SIGKILL)
     wait_for(lambda: descendants(process, "ray::RolloutWorker.generate"), process)
     os.kill(descendants(process, "ray::RolloutWorker")[0].pid, signal.SIGKILL)
-    output = check_replaced(process, run, steps=8, workers=2)
+    output = check_replaced(process, run, steps=6, workers=2)
     assert output.count("rollout 0 died and is replaced") == 1
     assert "true reward on held-out prompts" in output
     for name in ("before", "after"):

@@ -54,10 +54,18 @@ def test_all_weights_train_too(tmp_path, tiny_model, tiny_data):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model": {"lora": {"targets": ["q_proj", "query"]}}}, "lora.targets: the model has no "),
-        ({"data": {"holdout": 0.5}}, "0 training and 3 held-out pairs left"),
+        pytest.param(
+            {"model": {"lora": {"targets": ["q_proj", "query"]}}},
+            "lora.targets: the model has no ",
+            id="a rank",
+        ),
+        pytest.param(
+            {"data": {"holdout": 0.5}},
+            "0 training and 3 held-out pairs left",
+            id="the encoder",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["a rank", "the encoder"],
 )
 def test_bad_input_that_only_a_worker_can_see(tmp_path, tiny_model, tiny_data, change, said):
     one = tmp_path / "one.jsonl"
@@ -77,6 +85,7 @@ def test_bad_input_that_only_a_worker_can_see(tmp_path, tiny_model, tiny_data, c
     assert "error: " in output and said in output and "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_training_goes_on_where_a_saved_model_stood(reward_model, tmp_path, tiny_model, tiny_data):
     folder, _ = reward_model
     model = {"path": str(folder / "model"), "dtype": "float32"}

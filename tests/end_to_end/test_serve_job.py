@@ -17,10 +17,12 @@ import psutil
 import pytest
 import yaml
 
+from grm_ray import serve
 from grm_ray.models.backbone import load_tokenizer
 from grm_ray.models.checkpoint import load_reward_model
 from grm_ray.models.scoring import score_rows
-from tests.conftest import ROOT, descendants, finish, job
+from tests.conftest import ROOT, descendants, job
+from tests.end_to_end.conftest import refused
 from tests.end_to_end.exporter import asked_for, scrape
 from tests.end_to_end.test_ppo_job import wait_for
 
@@ -264,30 +266,35 @@ def test_a_killed_scorer_is_replaced_and_no_request_fails(served, expected):
     assert "died and is replaced" in (served[3] / "log").read_text()
 
 
+def test_the_folder_of_one_that_serves_is_refused(served, run_here):
+    answer = run_here(serve, "--config", str(served[3] / "serve.yaml"))
+    refused(answer, str(served[3] / "runs" / "serve"), "another process works in it")
+
+
 @pytest.mark.timeout(600)
-def test_it_ends_in_peace_and_begins_again_with_its_token(served):
-    process, _, token, folder = served
+def test_it_ends_in_peace(served):
+    process, folder = served[0], served[3]
     workers = descendants(process, "ray::Scorer")
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0, (folder / "log").read_text()
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive
-    taken = connection_that_listens()
-    port = taken.getsockname()[1]
-    again = job("grm_ray.serve", "--config", str(folder / "serve.yaml"), f"port={port}", cwd=folder)
-    output = finish(again)
-    assert again.returncode == 2 and f"127.0.0.1:{port}: Address already in use" in output
-    assert (folder / "runs" / "serve" / "token").read_text().strip() == token
 
 
-def test_another_job_s_folder_is_left_alone(served, tmp_path):
+def test_an_address_that_is_taken_is_refused(served, run_here, tmp_path):
+    with contextlib.closing(connection_that_listens()) as taken:
+        port = taken.getsockname()[1]
+        argv = ("--config", str(served[3] / "serve.yaml"), f"port={port}", f"runs={tmp_path}")
+        refused(run_here(serve, *argv), f"127.0.0.1:{port}: Address already in use")
+
+
+def test_another_job_s_folder_is_left_alone(served, run_here, tmp_path):
     place = tmp_path / "runs" / "rm"
     place.mkdir(parents=True)
     (place / "config.yaml").write_text("job: rm\n")
     argv = ("--config", str(served[3] / "serve.yaml"), f"runs={tmp_path / 'runs'}", "name=rm")
-    again = job("grm_ray.serve", *argv, cwd=tmp_path)
-    assert "is the folder of a run (rm); take another name" in finish(again)
-    assert again.returncode == 2 and (place / "config.yaml").read_text() == "job: rm\n"
+    refused(run_here(serve, *argv), "is the folder of a run (rm); take another name")
+    assert (place / "config.yaml").read_text() == "job: rm\n"
 
 
 def connection_that_listens():

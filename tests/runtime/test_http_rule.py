@@ -35,6 +35,11 @@ class Service(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr("grm_ray.runtime.http_rule.PAUSE_S", 0.01)
+
+
 @pytest.fixture
 def url(monkeypatch):
     monkeypatch.setattr(Service, "answer", {})
@@ -79,7 +84,6 @@ def test_a_token_goes_along_from_its_file_and_stands_in_no_message(url, tmp_path
 
 
 def test_a_token_is_not_taken_to_where_a_redirection_leads(url, tmp_path, monkeypatch):
-    monkeypatch.setattr("grm_ray.runtime.http_rule.PAUSE_S", 0.0)
     file = tmp_path / "token"
     file.write_text("hunter2-hunter2")
     with pytest.raises(RuntimeError, match="404"):

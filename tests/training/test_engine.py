@@ -49,6 +49,13 @@ LOADED_BY_ONE = {
     "1 stage 0 from 2 ranks": {"stage": 0, "load": "2 stage 2"},
     "1 stage 3 from 2 ranks": {"stage": 3, "load": "2 stage 3"},
 }
+LOADED = {**LOADED_BY_ONE, **LOADED_BY_TWO}
+# What `make test` has time for; the rest is slow.
+USUAL = {
+    *("1 stage 0", "1 stage 2"),
+    *("2 stage 0", "2 stage 2", "2 stage 3", "2 bf16 stage 2", "2 lora stage 0"),
+    *("2 stage 2 again", "2 stage 3 from 2", "2 stage 2 from 1 rank", "2 bf16 stage 2 again"),
+}
 REFUSED = {
     "flipped": "lm.model.norm.weight: weights read back differ",
     "cut": "lm.model.norm.weight cannot be read",
@@ -96,48 +103,71 @@ def damage(saved: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """What came of every run, by name."""
+def usual(tmp_path_factory):
+    """What came of the usual runs and of every refused one, by name."""
     folder = tmp_path_factory.mktemp("engine")
     tiny_backbone(folder / "model")
-    launch(RANK, 1, ONE, folder)
+    launch(RANK, 1, {n: run for n, run in ONE.items() if n in USUAL}, folder)
     damage(folder / "1 stage 2")
     refused = {f"refused {kind}": {"stage": 2, "load": kind} for kind in REFUSED}
-    launch(RANK, 2, {**TWO, **LOADED_BY_TWO, **refused, **ANOTHER_SCHEDULE}, folder)
+    runs = {n: run for n, run in {**TWO, **LOADED_BY_TWO}.items() if n in USUAL}
+    launch(RANK, 2, {**runs, **refused, **ANOTHER_SCHEDULE}, folder)
+    return collected(folder)
+
+
+@pytest.fixture(scope="module")
+def everything(usual):
+    """What came of every run, by name."""
+    folder = usual["folder"]
+    launch(RANK, 1, {n: run for n, run in ONE.items() if n not in USUAL}, folder)
+    runs = {n: run for n, run in {**TWO, **LOADED_BY_TWO}.items() if n not in USUAL}
+    launch(RANK, 2, runs, folder)
     launch(RANK, 1, LOADED_BY_ONE, folder)
+    return collected(folder)
+
+
+@pytest.fixture
+def results(request, usual):
+    slow = request.node.get_closest_marker("slow")
+    return request.getfixturevalue("everything") if slow else usual
+
+
+def collected(folder):
     found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-    found["folder"] = folder
     for path in folder.glob("*.pt"):
         found[path.stem]["weights"] = torch.load(path)
-    return found
+    return {**found, "folder": folder}
 
 
-def test_every_stage_and_split_learns_the_same(results):
-    whole = results["1 stage 0"]
+def cases(names):
+    """Parameters, of which those that are not usual are slow."""
+    return [n if n in USUAL else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("name", cases([*ONE, *(f"2 {n}" for n in [*FLOAT, *OFFLOAD])]))
+def test_every_stage_and_split_learns_the_same(results, name):
+    run, whole = results[name], results["1 stage 0"]
     assert whole["losses"][-1] < 0.5 * whole["losses"][0], "nothing was learned"
-    for name in [*ONE, *(f"2 {name}" for name in [*FLOAT, *OFFLOAD])]:
-        run = results[name]
-        assert run["losses"] == pytest.approx(whole["losses"], abs=EXACT), name
-        assert run["norms"] == pytest.approx(whole["norms"], rel=1e-3), name
-        assert [run["before"], run["after"]] == pytest.approx(
-            [whole["before"], whole["after"]], abs=EXACT
-        ), name
+    assert run["losses"] == pytest.approx(whole["losses"], abs=EXACT)
+    assert run["norms"] == pytest.approx(whole["norms"], rel=1e-3)
+    assert [run["before"], run["after"]] == pytest.approx(
+        [whole["before"], whole["after"]], abs=EXACT
+    )
 
 
-def test_stage_3_cuts_the_weights(results):
-    for name, run in results.items():
-        if name != "folder" and "left" in run:
-            assert (run["left"] == 0) == ("stage 3" in name), name
+@pytest.mark.parametrize("name", cases([*ONE, *TWO, *LOADED]))
+def test_stage_3_cuts_the_weights(results, name):
+    assert (results[name]["left"] == 0) == ("stage 3" in name)
 
 
-@pytest.mark.parametrize("name", BF16)
+@pytest.mark.parametrize("name", cases([f"2 {name}" for name in BF16]))
 def test_bf16_learns_the_same_roughly(results, name):
-    run, whole = results[f"2 {name}"], results["1 stage 0"]["losses"]
+    run, whole = results[name], results["1 stage 0"]["losses"]
     assert run["losses"] == pytest.approx(whole[: len(run["losses"])], abs=1e-2)
     assert all(weight.dtype == torch.bfloat16 for weight in run["weights"].values())
 
 
-@pytest.mark.parametrize("name", [n for n in {**LOADED_BY_ONE, **LOADED_BY_TWO} if "again" in n])
+@pytest.mark.parametrize("name", cases([n for n in LOADED if "again" in n]))
 def test_as_many_ranks_go_on_bit_for_bit(results, name):
     unbroken, resumed = results[name.removesuffix(" again")], results[name]
     assert resumed["extra"] == {"step": HALF}
@@ -150,9 +180,9 @@ def test_as_many_ranks_go_on_bit_for_bit(results, name):
         assert torch.equal(resumed["weights"][key], weight), key
 
 
-@pytest.mark.parametrize("name", [n for n in {**LOADED_BY_ONE, **LOADED_BY_TWO} if "from" in n])
+@pytest.mark.parametrize("name", cases([n for n in LOADED if "from" in n]))
 def test_another_stage_or_number_of_ranks_goes_on_alike(results, name):
-    saved = {**LOADED_BY_ONE, **LOADED_BY_TWO}[name]["load"]
+    saved = LOADED[name]["load"]
     unbroken, resumed = results[saved], results[name]
     assert resumed["extra"] == {"step": HALF}
     for kind in ("weights", "optimizer", "schedule", "normalizers"):
@@ -163,6 +193,7 @@ def test_another_stage_or_number_of_ranks_goes_on_alike(results, name):
         assert torch.allclose(resumed["weights"][key], weight, atol=EXACT), key
 
 
+@pytest.mark.slow
 def test_more_ranks_than_were_saved_get_random_states_of_their_own(results):
     first, second = (results[f"2 stage {stage} from 1 rank"]["drawn"] for stage in (2, 3))
     assert first[0] == results["1 stage 2"]["drawn"][0], "rank 0 goes on with its own"
