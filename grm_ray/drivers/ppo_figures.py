@@ -20,14 +20,14 @@ def row_figures(
     """Means over the rows, and rates.
 
     Args:
-        proxy, rewards: of the rows, `(B,)`, before and after all stages.
+        proxy, rewards: of the rows, `(B,)`, before and after all stages; NaN where it is not known.
         seconds: that the step took.
     """
     lengths = step.column("length")
     return {
-        "reward": float(proxy.mean()),
-        "reward_std": float(proxy.std()),
-        "reward_normalized": float(rewards.mean()),
+        "reward": float(np.nanmean(proxy)),
+        "reward_std": float(np.nanstd(proxy)),
+        "reward_normalized": float(np.nanmean(rewards)),
         "true_reward": step.mean("true_reward"),
         "response_length": float(lengths.mean()),
         "finished": float(step.column("finished").mean()),
@@ -43,8 +43,9 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
     lines, step = [], metrics["step"]
     if not metrics["rows_learned"]:
         lines.append(
-            f"step {step}: no answer ended before rollout.max_new_tokens, and "
-            "ppo.mask_unfinished leaves none to learn from; the policy is as it was"
+            f"step {step}: no answer is left to learn from, and the policy is as it was: "
+            "ppo.mask_unfinished leaves out what did not end before rollout.max_new_tokens, and "
+            "rloo the only scored answer to a prompt"
         )
     # Rows of older weights differ for that reason.
     if metrics["engine_gap"] > GAP_TO_WARN and not metrics["staleness"]:

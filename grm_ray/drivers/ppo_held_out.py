@@ -124,7 +124,8 @@ def save_samples(
         by_member = zip(members, step.column("scores").T, strict=True)
         columns = columns | {f"member/{member}": scores for member, scores in by_member}
     for column, values in columns.items():
-        said = said.append_column(column, pa.array(values[order], pa.float32()))
+        made = pa.array(values[order], pa.float32(), from_pandas=True)  # NaN: none is known
+        said = said.append_column(column, made)
     true = pa.array([step.rows[u]["true_reward"] for u in uids], pa.float32())
     lengths = pa.array([step.rows[u]["length"] for u in uids], pa.int32())
     why = pa.array([step.rows[u]["refused"] for u in uids], pa.string())

@@ -93,20 +93,28 @@ class PolicyRewards:
     def of_step(self, step: Step, prompts: list[int]) -> dict[str, np.ndarray]:
         """The proxy, each stage and at last the reward of a step's rows, in its order `(B,)`.
 
+        NaN for a row that a reward model or rule failed on: stages that look at the others, or
+        remember them, know nothing of it.
+
         Args:
             prompts: row of the training prompts that each answers.
         """
         compared = self._references.get(False) if self._compares else None
-        return self.pipeline(
+        whole = np.flatnonzero(step.learnable)
+        made = self.pipeline(
             Answers(
-                without_gaps(step.column("scores")),
-                step.column("finished"),
-                step.column("length"),
-                None if compared is None else compared[prompts],
-                without_gaps(step.column("rules")),
+                step.column("scores")[whole],
+                step.column("finished")[whole],
+                step.column("length")[whole],
+                None if compared is None else compared[np.array(prompts)[whole]],
+                step.column("rules")[whole],
                 self._config.rollout.max_new_tokens,
             )
         )
+        columns = {name: np.full(len(prompts), np.nan) for name in made}
+        for name, values in made.items():
+            columns[name][whole] = values
+        return columns
 
     def of_held_out(self, step: Step) -> np.ndarray:
         """The proxy of answers to the held-out prompts, in their order `(B,)`.
@@ -126,19 +134,23 @@ class PolicyRewards:
             made["reward/disagreement"] = float(apart.mean())
         if self._config.reward.stages is not None:
             stages = {name: x for name, x in columns.items() if name != PROXY}
-            made |= {f"reward/{name}": float(x.mean()) for name, x in stages.items()}
+            made |= {f"reward/{name}": float(np.nanmean(x)) for name, x in stages.items()}
         each = self._config.rollout.samples_per_prompt
         if self._config.reward.true_reward is not None and each > 1:
             true = step.column("true_reward").reshape(-1, each)
-            if np.isfinite(true).all():
-                made["reward/starc"] = starc_distance(columns[PROXY].reshape(-1, each), true)
+            proxy = columns[PROXY].reshape(-1, each)
+            known = np.isfinite(true + proxy).all(axis=1)  # of prompts
+            if known.any():
+                made["reward/starc"] = starc_distance(proxy[known], true[known])
         return made
 
     def disagreement(self, step: Step) -> np.ndarray | None:
-        """Of the members over each row; None where there is but one, or no common scale."""
+        """Of the members over each row that has all scores; None where there is but one, or no
+        common scale."""
         if len(self.members) == 1 or self._is_conjunction:
             return None
-        return self.pipeline.disagreement(without_gaps(step.column("scores")))
+        scores_BK = step.column("scores")
+        return self.pipeline.disagreement(scores_BK[np.isfinite(scores_BK).all(axis=1)])
 
     # ------------------------------------------------------------------ inside
 
@@ -183,7 +195,7 @@ class PolicyRewards:
         found = step.column("scores").astype(np.float32)
         if told := told_of_gaps(step, found, "answers to compare with"):
             self._say(told)
-            found = without_gaps(found)
+            found = without_gaps(found, self._each)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")  # another run may be making the same
         pq.write_table(said.append_column("scores", pa.array(list(found))), part)

@@ -27,19 +27,21 @@ def begin_update(
     """Have the ranks learn in lockstep; returns a reference a rank to what it measured.
 
     Args:
-        rewards: final rewards of the step's rows, in the order of its uids.
+        rewards: final rewards of the step's rows, in the order of its uids; of those that could not
+            be scored they are not read, and nothing is learned from them.
         prompts: equal numbers for answers to one prompt, in that order.
         coefficient: of the penalty, in units of reward.
         number: the step's, from 1.
     """
     uids = step.ledger.uids
-    of_rows = loss.row_rewards(
-        torch.from_numpy(rewards),
-        torch.from_numpy(step.column("penalty")),
-        torch.tensor(prompts),
+    learned = compared(step.learnable, prompts, config.ppo.estimator)
+    of_rows = np.full(len(uids), np.nan)
+    of_rows[learned] = loss.row_rewards(
+        torch.from_numpy(rewards[learned]),
+        torch.from_numpy(step.column("penalty")[learned]),
+        torch.tensor(prompts)[torch.from_numpy(learned)],
         coefficient,
     ).numpy()
-    learned = step.learnable
     if config.ppo.mask_unfinished:
         learned &= step.column("finished") > 0
     items = [kept for item in by_key(prompts) if (kept := [i for i in item if learned[i]])]
@@ -59,6 +61,20 @@ def begin_update(
         )
         for rank, mine in zip(learners.ranks, shares, strict=True)
     ]
+
+
+def compared(scored: np.ndarray, prompts: list[int], estimator: str) -> np.ndarray:
+    """`(B,)`: the scored rows that can be learned from: RLOO needs another answer to the prompt.
+
+    Args:
+        scored: whether each row has all that its reward is made of.
+        prompts: equal numbers for answers to one prompt.
+    """
+    if estimator != "rloo":
+        return scored
+    numbers = np.array(prompts)
+    counts = np.array([(numbers[scored] == number).sum() for number in numbers])
+    return scored & (counts > 1)
 
 
 def minibatches(

@@ -76,8 +76,11 @@ def told_of_gaps(step: Step, scores_BK: np.ndarray, answers: str) -> str | None:
     )
 
 
-def without_gaps(values_BK: np.ndarray) -> np.ndarray:
-    """Rows with a NaN become the mean of the others, so that they move no baseline.
+def without_gaps(values_BK: np.ndarray, each: int = 1) -> np.ndarray:
+    """Rows with a NaN become the mean of the others.
+
+    Args:
+        each: so many rows in turn belong to one prompt: of its others, where it has any.
 
     Raises:
         ValueError: there are no others.
@@ -87,4 +90,10 @@ def without_gaps(values_BK: np.ndarray) -> np.ndarray:
         return values_BK
     if not whole_B.any():
         raise ValueError("no row has all of its scores")
-    return np.where(whole_B[:, None], values_BK, values_BK[whole_B].mean(axis=0))
+    of_all = values_BK[whole_B].mean(axis=0)
+    made_BK = values_BK.copy()
+    for row in np.flatnonzero(~whole_B):
+        prompt = slice(row // each * each, row // each * each + each)
+        others = values_BK[prompt][whole_B[prompt]]
+        made_BK[row] = others.mean(axis=0) if len(others) else of_all
+    return made_BK

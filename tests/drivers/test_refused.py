@@ -2,14 +2,19 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from grm_ray.config.ends import RunStopped
+from grm_ray.config.ppo import PpoJob
+from grm_ray.drivers.ppo_rewards import PolicyRewards
 from grm_ray.drivers.ppo_step import GENERATED, SCORED, Step
+from grm_ray.drivers.ppo_update import begin_update
 from grm_ray.drivers.refused import Refused, told_of_gaps, without_gaps
 from grm_ray.runtime.ledger import StepLedger
+from grm_ray.training.policy_loss import PolicyLoss
 from grm_ray.workers import rules
 
 
@@ -22,6 +27,7 @@ def step(reasons, scores=None, ruled=None):
             "scores": [1.0] if scores is None else scores[i],
             "rules": [] if ruled is None else ruled[i],
             "true_reward": None if i == 0 else float(i),
+            **{"penalty": 0.0, "finished": 1.0, "length": 4.0, "tokens": 9.0},
         }
     return made
 
@@ -64,6 +70,10 @@ def test_refused_rows_stand_at_the_mean_of_the_others():
     assert without_gaps(np.zeros((3, 0))).shape == (3, 0)
     with pytest.raises(ValueError, match="no row"):
         without_gaps(np.full((2, 1), math.nan))
+    # Two answers a prompt: the second prompt's has another to stand for it, the third's has none.
+    scores = np.array([[1.0], [3.0], [9.0], [math.nan], [math.nan], [math.nan], [5.0], [7.0]])
+    filled = [1.0, 3.0, 9.0, 9.0, 5.0, 5.0, 5.0, 7.0]
+    assert without_gaps(scores, each=2)[:, 0].tolist() == filled
 
 
 def test_only_rows_with_scores_and_rules_are_learned_from():
@@ -98,3 +108,50 @@ def test_some_answers_may_lack_a_score_but_not_all_of_them():
     assert without_gaps(scores)[1] == 2.0
     with pytest.raises(RunStopped, match="none of the answers could be scored: no text"):
         told_of_gaps(step(["no text"] * 2), np.full((2, 1), np.nan), "answers")
+
+
+def learned_from(estimator, made, prompts, **reward):
+    """`(rewards of the rows, uid -> what it takes to its rank)` of one update on one rank."""
+    config = PpoJob(
+        name="n",
+        policy={"path": "p"},
+        reward={"path": "r", **reward},
+        data={"train": {"path": "d"}},
+        ppo={"estimator": estimator},
+        rollout={"prompts_per_step": 2, "samples_per_prompt": 3},
+    )
+    rewards = PolicyRewards(config, None, None, [], print, None)
+    reward = list(rewards.of_step(made, prompts).values())[-1]
+    taken = {}
+    learn = SimpleNamespace(remote=lambda _, __, of_rows, *___: taken.update(of_rows))
+    ranks = SimpleNamespace(ranks=[SimpleNamespace(learn=learn)])
+    loss = PolicyLoss(config.ppo, config.rollout)
+    begin_update(config, ranks, loss, made, reward, prompts, 0.0, 1)
+    return reward, taken
+
+
+@pytest.mark.parametrize("estimator", ["rloo", "grpo", "dr_grpo", "reinforce_pp_baseline", "gae"])
+@pytest.mark.parametrize("stages", [[], [{"stage": "normalize", "by": "running"}]])
+def test_a_refused_answer_changes_nothing_for_the_others(estimator, stages):
+    """Prompt 0 is asked of 10, 12 and no score; prompt 1 of -10, -12 and -8."""
+    kept, scores = [0, 1, 3, 4, 5], [[10.0], [12.0], [math.nan], [-10.0], [-12.0], [-8.0]]
+    prompts = [0, 0, 0, 1, 1, 1]
+    gap = step([None, None, "x", None, None, None], scores=scores)
+    reward, taken = learned_from(estimator, gap, prompts, stages=stages)
+    # As if the refused one had never been asked for.
+    without = step([None] * 5, scores=[scores[i] for i in kept])
+    alone, expected = learned_from(estimator, without, [prompts[i] for i in kept], stages=stages)
+    assert math.isnan(reward[2]) and reward[kept].tolist() == alone.tolist()
+    assert list(taken) == [f"p:0:{i}" for i in kept]
+    assert list(taken.values()) == list(expected.values())
+    if estimator == "rloo" and not stages:
+        assert list(taken.values())[:2] == [-2.0, 2.0]
+
+
+def test_the_only_scored_answer_to_a_prompt_has_nothing_to_be_compared_with():
+    scores = [[math.nan], [12.0], [math.nan], [-10.0], [-12.0], [-8.0]]
+    made = step(["x", None, "x", None, None, None], scores=scores)
+    _, taken = learned_from("rloo", made, [0, 0, 0, 1, 1, 1])
+    assert list(taken) == ["p:0:3", "p:0:4", "p:0:5"]
+    _, taken = learned_from("grpo", made, [0, 0, 0, 1, 1, 1])
+    assert taken["p:0:1"] == 0.0
