@@ -17,14 +17,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grm_ray.config.document import legible
-from grm_ray.reporting.best_of_n import RESULT, write_best_of_n
-from grm_ray.reporting.evaluation import write_evaluation
+from grm_ray.reporting import best_of_n, evaluation, overoptimization_study
 from grm_ray.reporting.page import write_report
-from grm_ray.reporting.run import is_run, read_run
+from grm_ray.reporting.run import is_run, job_of, read_run
 from grm_ray.reporting.side_by_side import write_side_by_side
 
 _PAGE = Path("report.html")
-_KINDS = {"evaluation.json": "an evaluation", "study.json": "a study", RESULT: "best of n"}
+# Figures that a job other than rm and ppo ends with, what it is called, and who draws its page.
+_KINDS = {
+    evaluation.RESULT: ("an evaluation", evaluation.write_evaluation),
+    "study.json": ("a study", evaluation.write_evaluation),
+    best_of_n.RESULT: ("best of n", best_of_n.write_best_of_n),
+    overoptimization_study.RESULT: (
+        "an over-optimisation study",
+        overoptimization_study.write_overoptimization,
+    ),
+}
+# Jobs whose pages are not drawn from metrics: without figures there is nothing to draw yet.
+_OTHERS = ("evaluate", "study", "bon", "overoptimization", "curate", "serve")
 # What figures that are not there, or not what they were, end a page in.
 _DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
@@ -69,11 +79,13 @@ def _write(folders: list[Path], output: Path | None) -> Path:
         return _one(folders[0], output)
     runs, notes = [], []
     for folder in folders:
-        run = None if (result := _result(folder)) else read_run(folder)
+        result, job = _result(folder), job_of(folder)
+        run = None if result or job in _OTHERS else read_run(folder)
         if run is not None and run.job == "ppo":
             runs.append(run)
             continue
-        kind = _KINDS[result.name] if result else "reward model training"
+        other = _KINDS[result.name][0] if result else f"a folder of `{job}`"
+        kind = other if run is None else "reward model training"
         notes.append(f"{folder.resolve().name} is left out: {kind}, no PPO run.")
     if not runs:
         raise _Wrong(
@@ -88,10 +100,12 @@ def _write(folders: list[Path], output: Path | None) -> Path:
 def _one(folder: Path, output: Path | None) -> Path:
     result = _result(folder)
     if result is None:
+        if (job := job_of(folder)) in _OTHERS:
+            raise _Wrong(f"{folder}: a folder of `{job}` without results; there is no page to draw")
         return write_report(folder, output)
+    kind, write = _KINDS[result.name]
     if output is not None:
-        raise _Wrong(f"--output: the page of {_KINDS[result.name]} goes into its folder")
-    write = write_best_of_n if result.name == RESULT else write_evaluation
+        raise _Wrong(f"--output: the page of {kind} goes into its folder")
     try:
         return write(json.loads(result.read_text(encoding="utf-8")), folder)
     except _DAMAGE as error:

@@ -61,6 +61,11 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file() or (folder / "metrics.jsonl").is_file()
 
 
+def job_of(folder: Path) -> Any:
+    """What `folder`'s config.yaml calls its job; None where it does not say."""
+    return _config(folder, [])[0].get("job")
+
+
 def read_run(folder: Path) -> Run:
     """Read what `folder` holds; nothing in it is needed."""
     notes: list[str] = []

@@ -1,10 +1,13 @@
 """The page of an over-optimisation study, of what is finished and of what is not yet."""
 
 import copy
+import json
 
 import pytest
 
+from grm_ray import report
 from grm_ray.reporting.overoptimization_study import (
+    RESULT,
     choice_table,
     html,
     policy_table,
@@ -113,3 +116,13 @@ def test_the_page_bears_missing_parts_and_odd_names(result, tmp_path):
         proxy |= {"true": None, "kept": None, "versus": None, "d": [0.0, None, None]}
     page = html(odd)
     assert "<script>" not in page and "averages them out" in page
+
+
+def test_the_page_of_a_study_is_drawn_again_from_its_figures(result, tmp_path, capsys):
+    page = write_overoptimization(result, tmp_path)
+    (tmp_path / "config.yaml").write_text("job: overoptimization\n")
+    (tmp_path / RESULT).write_text(json.dumps(result))
+    drawn = page.read_text()
+    page.unlink()
+    assert report.main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() == str(page) and page.read_text() == drawn

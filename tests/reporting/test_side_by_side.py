@@ -245,13 +245,23 @@ def test_several_runs_go_into_one_page_here_and_other_jobs_are_left_out(
         studied_run(tmp_path / "runs" / name)
     make_run(tmp_path / "runs" / "rm", "rm")
     (tmp_path / "runs" / "notes").mkdir()
-    for asked in (["runs"], ["runs/*"], ["runs/one", "runs/two", "runs/rm", "runs/one"]):
+    for job in ("serve", "overoptimization"):  # the second is a study that has no figures yet
+        (tmp_path / "runs" / job).mkdir()
+        (tmp_path / "runs" / job / "config.yaml").write_text(f"job: {job}\n")
+    (tmp_path / "runs" / "studied").mkdir()
+    (tmp_path / "runs" / "studied" / "overoptimization.json").write_text("{}")
+    for asked in (["runs"], ["runs/*"]):
         assert report.main(asked) == 0
         assert capsys.readouterr().out.split() == ["report.html"]
         text = (tmp_path / "report.html").read_text()
         assert "2 runs side by side" in text
         assert "rm is left out: reward model training" in text
+        assert "studied is left out: an over-optimisation study" in text
+        for job in ("serve", "overoptimization"):
+            assert f"{job} is left out: a folder of `{job}`" in text
         (tmp_path / "report.html").unlink()
+    assert report.main(["runs/one", "runs/two", "runs/rm", "runs/one"]) == 0
+    assert "2 runs side by side" in (tmp_path / "report.html").read_text()
 
 
 def test_one_run_keeps_its_page_in_its_folder_unless_told_otherwise(tmp_path, capsys):
@@ -272,6 +282,7 @@ def test_one_run_keeps_its_page_in_its_folder_unless_told_otherwise(tmp_path, ca
         (["empty"], "nor a folder of runs"),
         (["no*"], "no such folder"),
         (["judged", "--output", "x.html"], "goes into its folder"),
+        (["served"], "a folder of `serve` without results"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(tmp_path, capsys, monkeypatch, asked, words):
@@ -283,6 +294,8 @@ def test_what_cannot_be_done_is_said_in_one_line(tmp_path, capsys, monkeypatch, 
     (tmp_path / "empty").mkdir()
     (tmp_path / "judged").mkdir()
     (tmp_path / "judged" / "evaluation.json").write_text("{}")
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "config.yaml").write_text("job: serve\n")
     assert report.main(asked) == 2
     shown = capsys.readouterr()
     assert shown.out == "" and len(shown.err.splitlines()) == 1 and words in shown.err
