@@ -26,7 +26,7 @@ from grm_ray.drivers.ppo_stream import Stream
 from grm_ray.drivers.ppo_workers import PpoCast
 from grm_ray.runtime.ledger import uid
 from grm_ray.runtime.weights import Version
-from grm_ray.study.intervals import bootstrap_mean
+from grm_ray.study.intervals import SHARE, bootstrap_mean
 
 COLUMNS = {"prompt", "matches"}
 
@@ -110,7 +110,7 @@ class Canaries:
         said = said.append_column("right", pa.array([right[u] for u in said["uid"].to_pylist()]))
         pq.write_table(said, self._folder / "samples" / f"{name}-canaries.parquet")
         right_P = np.array([right[name] for _, name in rows], dtype=float)
-        interval = bootstrap_mean(right_P)
+        interval = bootstrap_mean(right_P, bounds=SHARE)
         return {
             "eval/canary": interval.mean,
             "eval/canary_low": interval.low,

@@ -31,7 +31,7 @@ from grm_ray.runtime.disk import writing
 from grm_ray.runtime.live import RM_COLUMNS, LiveTable
 from grm_ray.runtime.snapshot import Snapshots
 from grm_ray.runtime.tracking import Tracker
-from grm_ray.study.intervals import bootstrap_mean
+from grm_ray.study.intervals import SHARE, bootstrap_mean
 from grm_ray.study.preferences import Contest, length_correlation
 from grm_ray.training.reward_loss import RewardLoss
 
@@ -312,7 +312,7 @@ class _Driver:
                 scores[share], lengths[share] = found["scores"], found["lengths"]
         prompts = [uid.split(":")[0] for uid in rows.uids]
         margins = scores[:, 0] - scores[:, 1]
-        interval = bootstrap_mean(margins > 0, clusters=prompts, seed=self._config.seed)
+        interval = bootstrap_mean(margins > 0, prompts, seed=self._config.seed, bounds=SHARE)
         contests = [
             Contest(s[:1], s[1:], n[:1], n[1:], "", prompt)
             for s, n, prompt in zip(scores, lengths, prompts, strict=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+SHARE = (0.0, 1.0)  # bounds of a mean of shares
 # Draws are made in blocks, so that memory stays near this many numbers whatever n and C are.
 _BLOCK = 4_000_000
 
@@ -40,13 +41,15 @@ def bootstrap_mean(
     n: int = 2000,
     level: float = 0.95,
     seed: int = 0,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
 ) -> Interval:
     """The mean of `values` (shape (B,), any unit) over rows, and its bootstrap interval.
 
     With `clusters` (B labels, hashable and sortable among themselves) whole clusters are drawn,
     and each draw's mean is its sum over its row count. Draws are stretched about the mean by
     sqrt(C / (C - 1)), C the number of clusters: resampling C clusters gives the variance with
-    divisor C, which is too small by that factor.
+    divisor C, which is too small by that factor. What a mean cannot leave, `bounds`, cuts the
+    interval, which the stretching could carry beyond.
 
     Raises:
         ValueError: no rows, a value that is not finite, labels of another length, a level
@@ -68,7 +71,7 @@ def bootstrap_mean(
         return Interval(mean, float("nan"), float("nan"), values_B.size, 1)
     means_n = _draw_means(sums_C, counts_C, n, np.random.default_rng(seed))
     stretched_n = mean + (means_n - mean) * np.sqrt(count / (count - 1))
-    low, high = np.quantile(stretched_n, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.clip(np.quantile(stretched_n, [(1 - level) / 2, (1 + level) / 2]), *bounds)
     return Interval(mean, float(low), float(high), values_B.size, count)
 
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from grm_ray.study.intervals import Interval, bootstrap_mean, paired_difference
+from grm_ray.study.intervals import SHARE, Interval, bootstrap_mean, paired_difference
 
 T = TypeVar("T")
 
@@ -215,7 +215,7 @@ def length_correlation(contests: Sequence[Contest]) -> LengthCorrelation:
     return LengthCorrelation(
         _pearson(scores_A, lengths_A),
         _pearson(_ranks(scores_A), _ranks(lengths_A)),
-        bootstrap_mean(agree, clusters) if agree else Interval(nan, nan, nan, 0, 0),
+        bootstrap_mean(agree, clusters, bounds=SHARE) if agree else Interval(nan, nan, nan, 0, 0),
     )
 
 
@@ -370,9 +370,10 @@ def _identity(contest: Contest) -> tuple[str, str, int, int]:
 
 
 def _interval(values_B: NDArray[np.float64], contests: Sequence[Contest]) -> Interval:
+    """Of shares, one a contest."""
     if not contests:
         raise ValueError("contests: at least one")
-    return bootstrap_mean(values_B, [contest.cluster for contest in contests])
+    return bootstrap_mean(values_B, [c.cluster for c in contests], bounds=SHARE)
 
 
 def _centered(values_A: NDArray[np.float64], groups_A: NDArray[np.intp]) -> NDArray[np.float64]:

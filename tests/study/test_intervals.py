@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 
-from grm_ray.study.intervals import bootstrap_mean, paired_difference
+from grm_ray.study.intervals import SHARE, bootstrap_mean, paired_difference
 
 
 def test_the_interval_covers_the_true_mean_as_often_as_it_says():
@@ -66,6 +66,13 @@ def test_one_cluster_has_a_mean_and_no_interval():
     interval = bootstrap_mean([1.0, 3.0], ["a", "a"])
     assert interval.mean == 2.0
     assert math.isnan(interval.low) and math.isnan(interval.high)
+
+
+def test_a_share_s_interval_stays_between_none_and_all():
+    won = [1.0, 1.0, 1.0, 0.0]
+    assert bootstrap_mean(won).high > 1
+    found = bootstrap_mean(won, bounds=SHARE)
+    assert (found.high, found.low) == (1.0, bootstrap_mean(won).low)
 
 
 def test_ten_thousand_rows_take_no_more_than_some_seconds():
