@@ -35,7 +35,7 @@ def main(schema: type[J], run: Callable[[J, bool], Path | None], description: st
         else:
             if arguments.cluster:
                 raise ConfigError("--cluster FILE goes with --dry-run")
-            signal.signal(signal.SIGTERM, _interrupt)
+            signal.signal(signal.SIGTERM, _interrupt(config))
             report = run(config, arguments.resume)
             if report is not None:
                 print(f"report: {os.path.relpath(report)}")
@@ -46,7 +46,7 @@ def main(schema: type[J], run: Callable[[J, bool], Path | None], description: st
     except RunStopped as error:
         print(f"error: {error}; {_how_to_go_on(config)}", file=sys.stderr)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; {_how_to_go_on(config)}", file=sys.stderr)
+        _say_interrupted(config)
     except Exception as error:  # noqa: BLE001 - the last place that can say what happened
         traceback.print_exc()
         print(f"error: {type(error).__name__}: {str(error)[-2000:]}", file=sys.stderr)
@@ -115,5 +115,21 @@ def _dry_run(config: Any, cluster: str | None) -> None:
         print(said)
 
 
-def _interrupt(*_: Any) -> NoReturn:
-    raise KeyboardInterrupt
+def _interrupt(config: Any) -> Callable[..., NoReturn]:
+    """What SIGTERM does: the same as Ctrl-C, unless Ray itself ends of it."""
+
+    def interrupt(*_: Any) -> NoReturn:
+        from grm_ray.runtime import cluster
+
+        if cluster.ends_with_us():
+            # Files are whole or marked so at any moment, as for a kill: nothing has to be closed.
+            cluster.abandon()
+            _say_interrupted(config)
+            os._exit(1)
+        raise KeyboardInterrupt
+
+    return interrupt
+
+
+def _say_interrupted(config: Any) -> None:
+    print(f"\ninterrupted; {_how_to_go_on(config)}", file=sys.stderr, flush=True)

@@ -15,6 +15,10 @@ from grm_ray.config.load import ConfigError
 from grm_ray.runtime.placement import Bundle, Node, fit, places, resources, this_machine
 
 
+# Ray's own processes of a local session, which live as long as it does.
+_OWN: list[psutil.Process] = []
+
+
 @contextlib.contextmanager
 def session(wanted: Sequence[Bundle]) -> Iterator[None]:
     """A Ray session with room for `wanted`: the cluster of RAY_ADDRESS, or a local one.
@@ -46,6 +50,7 @@ def session(wanted: Sequence[Bundle]) -> Iterator[None]:
                 signal.signal(number, handler)  # Ray puts handlers of its own in their place
         # Known from now on: a raylet that a Ctrl-C ends first leaves its agents to init.
         children |= _children() if local else set()
+        _OWN[:] = psutil.Process().children() if local else []
         _quiet_raylet()
         fit(wanted, nodes())
         yield
@@ -54,6 +59,25 @@ def session(wanted: Sequence[Bundle]) -> Iterator[None]:
             children |= _children() if local else set()
             ray.shutdown()
             _end(list(children))
+            _OWN.clear()
+
+
+def ends_with_us(wait_s: float = 0.5) -> bool:
+    """Whether a signal to this process went to Ray's own processes as well, as `timeout`, systemd
+    and Slurm send theirs: some of them end at once, and whoever asks the others waits a minute."""
+    if not _OWN:
+        return False
+    _, alive = psutil.wait_procs(_OWN, timeout=wait_s)
+    return len(alive) < len(_OWN)
+
+
+def abandon() -> None:
+    """End a local session's processes without asking Ray."""
+    processes = {*_OWN, *_children()}
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=5)
 
 
 @contextlib.contextmanager
