@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from grm_ray.config.load import ConfigError
@@ -130,9 +131,10 @@ def parameters(kind: str, function: Callable[..., Any]) -> dict[str, inspect.Par
 
 
 def check_parameters(
-    where: str, kind: str, function: Callable[..., Any], given: Collection[str]
+    where: str, kind: str, function: Callable[..., Any], given: Mapping[str, Any]
 ) -> None:
-    """Refuse parameters that `function` does not have, and the lack of those that it needs.
+    """Refuse parameters that `function` does not have, the lack of those that it needs, and true
+    or false where it takes a number.
 
     Args:
         where: the config's key, for the message.
@@ -142,11 +144,13 @@ def check_parameters(
     """
     known = parameters(kind, function)
     takes = sorted(known)
-    for name in given:
+    for name, value in given.items():
         if name not in takes:
             near = difflib.get_close_matches(name, takes, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"it has: {', '.join(takes) or 'none'}"
             raise ConfigError(f"{where}: no parameter '{name}'; {hint}")
+        if isinstance(value, bool) and _is_number(known[name]):
+            raise ConfigError(f"{where}: {name}: a number is wanted, not true or false")
     needed = [name for name in takes if known[name].default is inspect.Parameter.empty]
     lacking = [name for name in needed if name not in given]
     if lacking:
@@ -170,3 +174,9 @@ def wants(function: Callable[..., Any], optional: bool = True) -> frozenset[str]
 def _is_own(name: str) -> bool:
     module, sign, function = name.partition(":")
     return bool(sign) and function.isidentifier() and module.replace(".", "_").isidentifier()
+
+
+def _is_number(parameter: inspect.Parameter) -> bool:
+    """Whether it is a number by its annotation, which may be written as text."""
+    words = set(re.findall(r"\w+", inspect.formatannotation(parameter.annotation)))
+    return bool(words & {"int", "float"}) and "bool" not in words

@@ -7,10 +7,19 @@ Sizes are in tokens unless a name says otherwise; rates are per optimizer step; 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -52,6 +61,33 @@ class Section(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, given: Any, info: ValidationInfo) -> Any:
+        if info.field_name is not None and _holds_truth(given):
+            kinds = set(_kinds(cls.model_fields[info.field_name].annotation))
+            if kinds & {int, float} and not kinds & {bool, Any}:
+                raise ValueError("a number is wanted, not true or false")
+        return given
+
+
+def _holds_truth(given: Any) -> bool:
+    """Whether it is true or false, or a list or mapping with such a value."""
+    if isinstance(given, dict):
+        return any(map(_holds_truth, given.values()))
+    if isinstance(given, list | tuple):
+        return any(map(_holds_truth, given))
+    return isinstance(given, bool)
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """The types that a field's value is made of, of a literal that of each value."""
+    parts = get_args(annotation)
+    if not parts:
+        yield annotation if isinstance(annotation, type) else type(annotation)
+    for part in parts:
+        yield from _kinds(part)
 
 
 class Lora(Section):

@@ -4,6 +4,7 @@ import pytest
 
 from grm_ray.config import registry
 from grm_ray.config.load import ConfigError, dump, load
+from grm_ray.config.overoptimization import OveroptimizationJob
 from grm_ray.config.ppo import PpoJob
 from grm_ray.config.reward_model import RewardModelJob
 
@@ -57,6 +58,43 @@ def test_mistakes_are_named(write, text, message):
     assert "c.yaml" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("training.epochs=true", "training.epochs"),
+        ("training.optimizer.learning_rate=true", "training.optimizer.learning_rate"),
+        ("training.optimizer.betas=[true, 0.9]", "training.optimizer.betas"),
+        ("training.optimizer.zero_stage=true", "training.optimizer.zero_stage"),
+        ("head={attributes: [a], weights: [true]}", "head.weights"),
+        ("loss.centering=true", "loss.centering"),
+        ("loss.missing_margin=false", "loss.missing_margin"),
+        ("data.train={path: demo, limit: yes}", "data.train[0].limit"),
+        ("seed=true", "seed"),
+    ],
+)
+def test_true_is_no_number(write, override, key):
+    with pytest.raises(ConfigError) as error:
+        load(RewardModelJob, write(RM), [override])
+    assert f"key '{key}': a number is wanted, not true or false" in str(error.value)
+
+
+def test_true_stands_where_it_may(write):
+    config = load(
+        RewardModelJob,
+        write(RM),
+        ["new_head=true", "data.train={path: demo, where: {lenbal: true, n: 1}}"],
+    )
+    assert config.new_head is True and config.data.train[0].where == {"lenbal": True, "n": 1}
+
+
+def test_true_is_no_number_in_a_mapping(write):
+    study = "true_reward: demo_judge\nflips: {noisy: true}\nseeds: [1, true]\n"
+    with pytest.raises(ConfigError) as error:
+        load(OveroptimizationJob, write(study))
+    assert "key 'flips': a number is wanted" in str(error.value)
+    assert "key 'seeds': a number is wanted" in str(error.value)
+
+
 def test_a_missing_file_is_named_with_the_nearest_one(tmp_path):
     (tmp_path / "rm_demo.yaml").write_text(RM)
     with pytest.raises(
@@ -99,6 +137,8 @@ PPO = "name: p\npolicy: {path: m}\nreward: {path: r}\ndata: {train: {path: demo}
         ("ppo: {critic_warmup: 2, optimizer: {weight_decay: 0.1}}", "would change the policy"),
         ("ppo: {estimator: rloo, gamma: 0.9}", "gamma: estimator rloo has no use for it"),
         ("ppo: {estimator: reinforce_pp, lam: 0.9}", "lam: estimator reinforce_pp has no use"),
+        ("reward: {path: r, clip: true}", "key 'reward.clip': a number is wanted"),
+        ("ppo: {kl: {coefficient: true}}", "key 'ppo.kl.coefficient': a number is wanted"),
         ("reward: {path: r, overlong: {margin: 65}}", "rollout.max_new_tokens is 64"),
         ("ppo: {minibatches: 33}", "samples_per_prompt is 32"),
         ("checkpoint: {best_by: reward}", "leaves one policy to choose"),

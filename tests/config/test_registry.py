@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from grm_ray.config.registry import REGISTRY, resolve, wants
+from grm_ray.config.load import ConfigError
+from grm_ray.config.registry import REGISTRY, check_parameters, resolve, wants
 
 PREFERENCE = {"chosen_B", "rejected_B", "margin_B", "smoothing_B", "predicted_BA", "labels_BA"}
 REGULARIZER = {
@@ -40,3 +41,14 @@ def test_a_function_wants_what_it_takes_by_keyword() -> None:
         "smoothing_B",
     }
     assert wants(resolve("regularizer", "nll")) == {"chosen_logp_B"}
+
+
+def test_true_is_no_number_among_parameters() -> None:
+    def own(scores_KB, weight: float | None = None, ddof: int = 0, strict: bool = False, any=1): ...
+
+    check_parameters("here", "aggregate", own, {"strict": True, "any": True, "weight": 1})
+    for name in ("weight", "ddof"):
+        with pytest.raises(ConfigError, match=f"here: {name}: a number is wanted, not true"):
+            check_parameters("here", "aggregate", own, {name: True})
+    with pytest.raises(ConfigError, match="here: weight: a number is wanted"):
+        check_parameters("here", "aggregate", resolve("aggregate", "uwo"), {"weight": True})
