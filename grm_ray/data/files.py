@@ -28,7 +28,8 @@ DEMO = Path(__file__).parent / "demo"
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".arrow")
 
 _SPLITS = {"train", "test", "validation", "val", "dev", "eval"}
-_NOT_ROWS = {"dataset_info.json", "state.json", "dataset_dict.json"}  # beside saved data sets
+# Beside saved data sets.
+_NOT_ROWS = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"}
 _CHARACTERS = 1 << 20  # of a JSON array, read at once
 _BETWEEN = re.compile(r"[ \t\r\n,]*")  # its elements
 
@@ -151,20 +152,29 @@ def _local(source: Source, columns: AbstractSet[str]) -> list[Path]:
 
 
 def _shards(folder: Path, source: Source) -> list[Path]:
-    """A folder's data files; where their names begin with splits, those of the source's split."""
+    """A folder's data files; where their names begin with splits, those of the source's split.
+
+    Raises:
+        ConfigError: there are none, or others beside them that would not be read.
+    """
     files = sorted(
         path
         for path in folder.rglob("*")
         if path.name.endswith(SUFFIXES) and path.name not in _NOT_ROWS and path.is_file()
     )
-    rows_only = [path for path in files if path.suffix != ".json"]
-    files = rows_only or files
     if not files:
         raise ConfigError(f"data folder {source.path}: holds no file of {', '.join(SUFFIXES)}")
+    described = [path for path in files if path.suffix == ".json"]
+    if len(described) < len(files):
+        _refuse_unread(folder, source, described, "files with a row a line or in columns")
     splits = {path: path.name.split(".")[0].split("-")[0] for path in files}
-    named_splits = {split for split in splits.values() if split in _SPLITS}
+    named_splits = {split for split in splits.values() if split in {*_SPLITS, source.split}}
     if not named_splits:
         return files
+    if source.split in _SPLITS:  # a name of one's own (`train_prefs`) says which files by itself
+        others = [path for path in files if splits[path] not in _SPLITS]
+        beside = f"files of the splits {', '.join(sorted(named_splits))}"
+        _refuse_unread(folder, source, others, beside)
     ours = [path for path in files if _same_split(splits[path], source.split)]
     if not ours:
         raise ConfigError(
@@ -172,6 +182,17 @@ def _shards(folder: Path, source: Source) -> list[Path]:
             f"there is {', '.join(sorted(named_splits))}"
         )
     return ours
+
+
+def _refuse_unread(folder: Path, source: Source, unread: list[Path], beside: str) -> None:
+    """A folder means all its rows: what is to be left out, a pattern says."""
+    if unread:
+        names = [str(path.relative_to(folder)) for path in unread[:4]]
+        more = f" and {len(unread) - 4} more" if len(unread) > 4 else ""
+        raise ConfigError(
+            f"data folder {source.path}: {', '.join(names)}{more} would not be read beside "
+            f"{beside}; name the files to read by a pattern, {folder / '*.jsonl'} for example"
+        )
 
 
 def _is_pattern(path: str) -> bool:

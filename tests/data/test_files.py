@@ -80,6 +80,41 @@ def test_a_folder_whose_files_name_splits_is_read_by_split(tmp_path):
         read(tmp_path, split="dev")
 
 
+def test_a_folder_leaves_no_file_unread_unsaid(tmp_path):
+    write_json(tmp_path / "train.jsonl", made(2))
+    write_json(tmp_path / "test.jsonl", made(2, 10))
+    write_json(tmp_path / "more" / "extra-pairs.jsonl", made(2, 20))
+    with pytest.raises(ConfigError) as error:
+        read(tmp_path)
+    assert "more/extra-pairs.jsonl would not be read beside files of the splits test, train" in str(
+        error.value
+    )
+    assert f"by a pattern, {tmp_path}/*.jsonl for example" in str(error.value)
+    assert numbers(read(tmp_path / "**" / "[et]*r*.jsonl")) == [20, 21, 0, 1]
+
+
+def test_a_split_of_ones_own_name_is_read_alone(tmp_path):
+    write_json(tmp_path / "train_prefs-0.jsonl", made(2))
+    write_json(tmp_path / "test_prefs-0.jsonl", made(2, 10))
+    assert numbers(read(tmp_path, split="train_prefs")) == [0, 1]
+    write_json(tmp_path / "train-0.jsonl", made(2, 20))
+    assert numbers(read(tmp_path, split="train_prefs")) == [0, 1]
+    with pytest.raises(ConfigError, match="train_prefs-0.jsonl would not be read"):
+        read(tmp_path)
+
+
+def test_json_files_beside_others_are_not_left_unread_unsaid(tmp_path):
+    write_json(tmp_path / "a.jsonl", made(2))
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    assert numbers(read(tmp_path)) == [0, 1]
+    for number in range(6):
+        write_json(tmp_path / f"b{number}.json", made(2, 10))
+    with pytest.raises(ConfigError, match=r"b0.json, .*, b3.json and 2 more would not be read"):
+        read(tmp_path)
+    (tmp_path / "a.jsonl").unlink()
+    assert len(read(tmp_path)) == 12
+
+
 def test_folders_and_patterns_without_files_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="holds no file of .jsonl"):
         read(tmp_path)
