@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from grm_ray.config.schema import (
     Count,
+    Cpus,
     Dtype,
     Fraction,
     Job,
@@ -36,7 +37,7 @@ class Ensemble(Section):
 
 class JudgeWorkers(Workers):
     count: Count = 2
-    cpus: Annotated[float, Field(gt=0)] = 0.5
+    cpus: Cpus = 0.5
 
 
 class Scoring(Section):

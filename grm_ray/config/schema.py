@@ -30,8 +30,10 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0, le=4096)]
 # Of a folder, to which a run adds endings.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
-# Ray counts CPUs in ten-thousandths; a worker with no CPU at all could be packed without limit.
-Cpus = Annotated[float, Field(gt=0)]
+# Ray counts CPUs and GPUs in ten-thousandths; a worker with no CPU at all could be packed without
+# limit.
+LEAST_SHARE = 1e-4
+Cpus = Annotated[float, Field(ge=LEAST_SHARE)]
 # "auto": bfloat16 where the hardware multiplies it (GPUs, CPUs with AVX512-BF16 or AMX), float32
 # elsewhere; emulated bfloat16 is three to ten times slower than float32.
 Dtype = Literal["auto", "bfloat16", "float32"]
@@ -247,6 +249,8 @@ class Workers(Section):
     def _a_part_of_one_gpu_or_whole_ones(cls, gpus: float) -> float:
         if gpus > 1 and gpus != int(gpus):
             raise ValueError(f"a part of one GPU (0.5) or whole ones (2), not {gpus:g}")
+        if 0 < gpus < LEAST_SHARE:
+            raise ValueError(f"0, or {LEAST_SHARE:g} and more: Ray knows no smaller part of a GPU")
         return gpus
 
 

@@ -48,6 +48,8 @@ def test_a_minimal_config_gets_every_default(write):
         (RM + "1: 2", "keys are words"),
         (RM + "model: {lora: {rank: x}}", "stands twice"),
         (RM + "workers: {cpus: -1}", "key 'workers.cpus'"),
+        (RM + "workers: {cpus: 0.00001}", "key 'workers.cpus'"),
+        (RM + "workers: {gpus: 0.00001}", "key 'workers.gpus': 0, or 0.0001 and more"),
         (RM + "tracking: [wandbb]", "key 'tracking[0]'"),
     ],
 )
