@@ -66,7 +66,7 @@ class Ppo(Section):
     """
 
     steps: Positive = 20
-    epochs: Positive = 1
+    epochs: Annotated[int, Field(gt=0, le=10_000)] = 1
     """Passes over a step's rows."""
     minibatches: Positive = 1
     """Updates a pass."""

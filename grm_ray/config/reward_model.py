@@ -90,7 +90,7 @@ class PairData(Section):
 
 
 class RewardTraining(Section):
-    epochs: Rate = 1
+    epochs: Annotated[float, Field(gt=0, le=10_000)] = 1
     """May be a part of one."""
     pairs_per_step: Positive = 16
     eval_every: NonNegative = 20

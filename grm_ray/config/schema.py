@@ -232,7 +232,7 @@ class PairSource(Source):
     `flip`: share of pairs whose two answers change places (label noise, for experiments).
     """
 
-    weight: Rate = 1.0
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
     flip: Fraction = 0.0
 
 
