@@ -8,7 +8,18 @@ from pydantic import Field, model_validator
 
 from grm_ray.config.ppo import Engine, Rollout, RolloutWorkers, ScorerWorkers
 from grm_ray.config.rewards import Named
-from grm_ray.config.schema import Dtype, Job, Model, Name, PathText, Positive, Rate, Section, Source
+from grm_ray.config.schema import (
+    Dtype,
+    Job,
+    Model,
+    Name,
+    PathText,
+    Positive,
+    Rate,
+    Section,
+    Source,
+    Temperature,
+)
 
 
 class Prompts(Section):
@@ -21,7 +32,7 @@ class Sampling(Section):
 
     samples_per_prompt: Annotated[int, Field(ge=2)] = 16
     max_new_tokens: Positive = 64
-    temperature: Rate = 1.0
+    temperature: Temperature = 1.0
     engine: Engine = Engine()
 
     def rollout(self) -> Rollout:

@@ -21,6 +21,7 @@ from grm_ray.config.schema import (
     Rate,
     Section,
     Source,
+    Temperature,
     Workers,
 )
 
@@ -49,7 +50,7 @@ class Rollout(Section):
     prompts_per_step: Positive = 16
     samples_per_prompt: Positive = 2
     max_new_tokens: Positive = 64
-    temperature: Rate = 1.0
+    temperature: Temperature = 1.0
     top_p: Fraction = 1.0
     rows_per_batch: Positive = 4
     """Answers that a rollout worker collects before it sends them on to be scored."""

@@ -30,6 +30,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0, le=4096)]
 # Of a folder, to which a run adds endings.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
+# Of sampling. vLLM refuses what is above; for what is below it takes 0.01 without a word, while the
+# learner goes by the config.
+Temperature = Annotated[float, Field(ge=0.01, le=2)]
 # Ray counts CPUs and GPUs in ten-thousandths; a worker with no CPU at all could be packed without
 # limit.
 LEAST_SHARE = 1e-4

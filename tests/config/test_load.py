@@ -3,6 +3,7 @@
 import pytest
 
 from grm_ray.config import registry
+from grm_ray.config.best_of_n import BestOfNJob
 from grm_ray.config.load import ConfigError, dump, load
 from grm_ray.config.overoptimization import OveroptimizationJob
 from grm_ray.config.ppo import PpoJob
@@ -124,12 +125,23 @@ def test_a_pool_of_one_scorer_is_refused(write):
         load(PpoJob, write(PPO + "workers: {scorer: {count: 1}}"))
 
 
+@pytest.mark.parametrize("temperature", [0, 0.005, 2.5])
+def test_best_of_n_has_a_temperature_that_the_engine_takes(write, temperature):
+    text = "name: b\npolicy: {path: m}\nproxies: {a: r}\ntrue_reward: demo_judge\n"
+    text += "data: {prompts: {path: demo}}\n"
+    load(BestOfNJob, write(text), ["rollout.temperature=0.01"])
+    with pytest.raises(ConfigError, match="key 'rollout.temperature'"):
+        load(BestOfNJob, write(text), [f"rollout.temperature={temperature}"])
+
+
 PPO = "name: p\npolicy: {path: m}\nreward: {path: r}\ndata: {train: {path: demo}}\n"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("rollout: {temperature: 0.005}", "key 'rollout.temperature': Input should be greater"),
+        ("rollout: {temperature: 2.5}", "key 'rollout.temperature': Input should be less"),
         ("rollout: {samples_per_prompt: 1}\nppo: {estimator: rloo}", "needs 2 or more"),
         ("ppo: {kl: {estimator: sqrt_chi_squared, place: reward}}", "is a loss"),
         ("ppo: {kl: {target: 6, coefficient: 0}}", "coefficient above 0"),
