@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from grm_ray.config.judging import CurateJob, JudgeWorkers, Scoring, StudyJob
 from grm_ray.config.load import ConfigError
@@ -14,6 +15,7 @@ from grm_ray.drivers.ballots import voter
 from grm_ray.drivers.job_checks import PAIR, as_config_error, check_data, check_job, check_pairs
 from grm_ray.drivers.job_plan import Plan
 from grm_ray.drivers.overoptimization_check import check_study
+from grm_ray.runtime.disk import check_place
 from grm_ray.runtime.placement import Node, bundles, fit
 from grm_ray.runtime.tracking import check_backends
 
@@ -23,11 +25,13 @@ def check(config: Job, cluster: list[Node] | None = None, elsewhere: bool = Fals
 
     Args:
         elsewhere: `cluster` is another one than this machine: a reward model that an earlier job
-            is to leave in the runs folder need not be here.
+            is to leave in the runs folder need not be here, nor is that folder looked at.
 
     Raises:
         ConfigError: the first thing that is wrong, with what would be right.
     """
+    if not elsewhere:
+        _check_runs(config)
     if not isinstance(config, StudyJob | OveroptimizationJob | CurateJob):
         return check_job(config, cluster, elsewhere)
     plan = Plan([])
@@ -44,6 +48,16 @@ def check(config: Job, cluster: list[Node] | None = None, elsewhere: bool = Fals
             _started({"base": voter(config)}, config.judges, config.scoring, plan, cluster)
     plan.finish(config, cluster)
     return plan
+
+
+def _check_runs(config: Job) -> None:
+    runs = Path(config.runs).expanduser()
+    try:
+        check_place(runs)
+    except OSError as error:
+        raise ConfigError(
+            f"runs: {runs} cannot be written to ({error.strerror or error}); name another folder"
+        ) from None
 
 
 def _started(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,3 +66,15 @@ def check_writable(folder: Path) -> None:
         probe.write_bytes(bytes(1 << 20))
     finally:
         probe.unlink(missing_ok=True)
+
+
+def check_place(folder: Path) -> None:
+    """As `check_writable`, and nothing is left there: a file without a name is made in what there
+    is of `folder` and its parents.
+
+    Raises:
+        OSError: no file can be made there.
+    """
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    with tempfile.TemporaryFile(dir=nearest):
+        pass

@@ -7,7 +7,7 @@ import pytest
 
 from grm_ray.config.load import ConfigError
 from grm_ray.config.serve import ServeJob
-from grm_ray.drivers import run_folder, serve
+from grm_ray.drivers import checks, run_folder, serve
 from grm_ray.drivers.run_folder import claim, open_run
 
 
@@ -31,6 +31,18 @@ def test_a_folder_that_another_process_works_in_is_refused(config):
         claim(config)
     other.communicate()  # it ends, and so lets go
     claim(config)
+
+
+def test_a_place_for_runs_is_looked_at_and_left_as_it_is(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, "check_job", lambda *_: "a plan")
+    assert checks.check(config) == "a plan"
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    for runs in (tmp_path / "file", tmp_path / "file" / "in" / "it", "/proc/x"):
+        wrong = config.model_copy(update={"runs": str(runs)})
+        with pytest.raises(ConfigError, match=f"runs: {runs} cannot be written to .*; name"):
+            checks.check(wrong)
+        assert checks.check(wrong, [], elsewhere=True) == "a plan"
 
 
 def test_an_earlier_run_of_the_same_name_is_kept_aside(config):
