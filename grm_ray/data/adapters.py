@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from grm_ray.config.schema import Source
@@ -114,7 +115,8 @@ def _unified_feedback(row: Row) -> Row:
 def _preference_700k(row: Row) -> Row:
     """hendrydong/preference_700K: two conversations; in some rows scores, of many scales."""
     scores = row.get("chosen_score"), row.get("rejected_score")
-    gap = None if None in scores else _number(scores[0], "score") - _number(scores[1], "score")
+    lacking = any(score is None or score != score for score in scores)  # NaN: as null
+    gap = None if lacking else _number(scores[0], "score") - _number(scores[1], "score")
     margin = gap if gap is not None and gap > 0 else None
     return {"chosen": row["chosen"], "rejected": row["rejected"], "margin": margin}
 
@@ -240,7 +242,8 @@ def _copied(row: Row, *names: str) -> Row:
 
 def _number(value: Any, name: str) -> float:
     try:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        plain = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+        if plain and math.isfinite(value):
             return float(value)
     except OverflowError:  # an integer that no float can hold
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any
 
 from grm_ray.config.schema import Source
@@ -179,7 +180,7 @@ def _check_unicode(text: str, name: str) -> None:
 
 
 def _number(value: Any, name: str) -> float | None:
-    if value is None:
+    if value is None or value != value:  # NaN: a column's missing number
         return None
     if is_number(value):
         return float(value)
@@ -188,7 +189,7 @@ def _number(value: Any, name: str) -> float | None:
 
 def is_number(value: Any) -> bool:
     """One that float32 can hold, as all tables do; JSON may bring integers of any size."""
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    plain = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
     return plain and abs(value) <= _LARGEST
 
 

@@ -90,9 +90,10 @@ def test_preference_700k_has_scores_in_some_rows(tmp_path):
         row("four", chosen_score=1.0, rejected_score=1.0),
         {"chosen": said("five", "A"), "rejected": said("six", "B")},
         {"chosen": said("seven"), "rejected": said("seven")},
+        row("eight", chosen_score=float("nan"), rejected_score=float("nan")),
     ]
     pairs, reasons = read(tmp_path, "preference_700k", rows)
-    assert [p.margin for p in pairs] == [1.5, None, None, None]
+    assert [p.margin for p in pairs] == [1.5, None, None, None, None]
     assert [line for line, _ in reasons] == [5, 6]
 
 

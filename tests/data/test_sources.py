@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import math
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -134,7 +136,7 @@ def test_extra_columns_are_read_and_must_be_what_they_say(tmp_path):
     wrong = [
         {**STANDARD, "margin": "2"},
         {**STANDARD, "margin": True},
-        {**STANDARD, "margin": float("nan")},
+        {**STANDARD, "margin": float("inf")},
         {**STANDARD, "label_smoothing": 2.0},
         {**STANDARD, "subset": ["chat"]},
         {**STANDARD, "prompt": "half \ud800 a character"},
@@ -149,6 +151,19 @@ def test_extra_columns_are_read_and_must_be_what_they_say(tmp_path):
         "'subset' is no text",
         "'prompt' is not valid Unicode",
     ]
+
+
+def test_a_number_that_is_missing_costs_no_row_and_a_decimal_is_a_number(tmp_path):
+    numbers = {"nan": [math.nan, 2.0, math.inf], "decimal": [Decimal("0.25"), Decimal(2), None]}
+    for name, margins in numbers.items():
+        rows = [{**STANDARD, "prompt": f"P{i}?", "margin": m} for i, m in enumerate(margins)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+    pairs, quarantine = read(Source(path=str(tmp_path / "nan.parquet")))
+    assert [p.margin for p in pairs] == [None, 2.0]
+    assert quarantine.counts() == {"'margin' is no number": 1}
+    pairs, quarantine = read(Source(path=str(tmp_path / "decimal.parquet")))
+    assert [p.margin for p in pairs] == [0.25, 2.0, None] and not quarantine.rows
+    assert all(isinstance(p.margin, float | None) for p in pairs)
 
 
 def test_what_curation_dropped_is_not_read(tmp_path):
