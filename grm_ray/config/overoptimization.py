@@ -87,7 +87,7 @@ class OveroptimizationJob(Job):
     best_of_n: dict[str, Any] | None = None
     ppo: dict[str, Any] | None = None
     at_once: Positive | None = None
-    only: list[str] | None = None
+    only: Annotated[list[str], Field(min_length=1)] | None = None
     scored_together: Positive | None = None
     scoring: Scoring = Scoring()
     """How a reward model that is the true reward scores the pairs."""

@@ -257,6 +257,7 @@ def test_two_names_for_one_job_are_refused(given, tmp_path):
         ({"seeds": [1, 1]}, "seeds: one stands twice"),
         ({"ppo_seeds": 3}, "ppo_seeds: 3, but there are 2 seeds"),
         ({"seeds": [4]}, r"proxies\.wco: an ensemble needs two seeds"),
+        ({"only": []}, "only\n.*at least 1 item"),
         ({"only": ["noisy/btt"]}, "only: 'noisy/btt' is none of"),
         ({"proxies": {"bt": {"model": "xx"}}}, r"proxies\.bt: no model 'xx'"),
         ({"proxies": {"bt": {"model": "bt", "aggregate": "wco"}}}, "goes with ensemble_of"),
