@@ -72,6 +72,8 @@ class EvaluateJob(Job):
             unknown = [m for m in ensemble.members if m not in self.models]
             if unknown:
                 raise ValueError(f"ensembles.{name}.members: {unknown} are not in models")
+            if len(set(ensemble.members)) != len(ensemble.members):
+                raise ValueError(f"ensembles.{name}.members: a model stands twice")
             if ensemble.reference is not None and ensemble.reference not in self.sets:
                 raise ValueError(f"ensembles.{name}.reference: no set '{ensemble.reference}'")
         if self.baseline is not None and self.baseline not in {*self.models, *self.ensembles}:

@@ -49,6 +49,14 @@ class Kl(Section):
         return self
 
     @model_validator(mode="after")
+    def _no_key_is_set_in_vain(self) -> Kl:
+        if self.target is None and self.horizon != type(self).model_fields["horizon"].default:
+            raise ValueError("horizon: without target the coefficient stays, and nothing adapts")
+        if self.ema is not None and self.coefficient == 0:
+            raise ValueError("ema: with coefficient 0 nothing is kept near the reference")
+        return self
+
+    @model_validator(mode="after")
     def _a_root_over_the_batch_is_no_reward(self) -> Kl:
         if self.estimator == "sqrt_chi_squared" and self.place == "reward":
             raise ValueError("estimator sqrt_chi_squared is a loss: leave place out, or set loss")

@@ -179,6 +179,20 @@ class PpoJob(Job):
         return self
 
     @model_validator(mode="after")
+    def _no_key_is_set_in_vain(self) -> PpoJob:
+        ppo = self.ppo
+        if ppo.estimator != "gae" and self.value_head != Head():
+            raise ValueError(f"value_head: ppo.estimator {ppo.estimator} has no critic")
+        weighed = ppo.importance or ("token" if self.rollout.staleness else "none")
+        cap = type(ppo).model_fields["importance_cap"].default
+        if weighed == "none" and ppo.importance_cap != cap:
+            raise ValueError(
+                "ppo.importance_cap: nothing is weighed by importance, which is for "
+                "rollout.staleness above 0, or set ppo.importance"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _gpus_meet(self) -> PpoJob:
         kind, workers = self.rollout.weight_transfer, self.workers
         each = workers.learner.gpus, workers.rollout.gpus

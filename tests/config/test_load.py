@@ -4,6 +4,7 @@ import pytest
 
 from grm_ray.config import registry
 from grm_ray.config.best_of_n import BestOfNJob
+from grm_ray.config.judging import EvaluateJob
 from grm_ray.config.load import ConfigError, dump, load
 from grm_ray.config.overoptimization import OveroptimizationJob
 from grm_ray.config.ppo import PpoJob
@@ -146,6 +147,17 @@ PPO = "name: p\npolicy: {path: m}\nreward: {path: r}\ndata: {train: {path: demo}
         ("ppo: {kl: {estimator: sqrt_chi_squared, place: reward}}", "is a loss"),
         ("ppo: {kl: {target: 6, coefficient: 0}}", "coefficient above 0"),
         ("ppo: {kl: {ema: 0.9, reference: m}}", "set one"),
+        ("ppo: {kl: {ema: 0.9, coefficient: 0}}", "ema: with coefficient 0"),
+        ("ppo: {kl: {horizon: 50}}", "horizon: without target"),
+        ("ppo: {importance_cap: 3}", "importance_cap: nothing is weighed"),
+        (
+            "ppo: {importance_cap: 3, importance: none}\nrollout: {staleness: 1}",
+            "importance_cap: nothing is weighed",
+        ),
+        (
+            "ppo: {estimator: rloo}\nvalue_head: {kind: mlp}",
+            "value_head: ppo.estimator rloo has no critic",
+        ),
         ("ppo: {kl: {ema: 0.9}, optimizer: {zero_stage: 3}}", "needs whole weights"),
         ("ppo: {estimator: rloo, critic_warmup: 2}", "has no critic"),
         ("ppo: {critic_warmup: 20}", "leave the policy none"),
@@ -228,6 +240,28 @@ def test_what_cannot_be_learned_is_refused(write, text, message):
     with pytest.raises(ConfigError) as error:
         load(PpoJob, write(base + text))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ppo: {kl: {target: 6, horizon: 50}}",
+        "ppo: {importance_cap: 3}\nrollout: {staleness: 1}",
+        "ppo: {importance_cap: 3, importance: sequence}",
+        "ppo: {estimator: gae}\nvalue_head: {kind: mlp}",
+        "ppo: {estimator: rloo, importance_cap: 2, kl: {horizon: 1000}}\nvalue_head: {bias: false}",
+    ],
+)
+def test_a_key_that_is_used_or_has_its_default_may_be_set(write, text):
+    config = load(PpoJob, write(PPO + text))
+    assert load(PpoJob, write(dump(config))) == config
+
+
+def test_an_ensemble_that_is_judged_has_each_model_once(write):
+    text = "name: e\nmodels: {a: x, b: y}\nsets: {s: {path: demo}}\nensembles: {c: {members: %s}}"
+    load(EvaluateJob, write(text % "[a, b]"))
+    with pytest.raises(ConfigError, match="ensembles.c.members: a model stands twice"):
+        load(EvaluateJob, write(text % "[a, a]"))
 
 
 def test_more_minibatches_than_ranks_have_rows_is_fine(write):
