@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ from grm_ray.drivers import scoring, subjobs
 from grm_ray.drivers.job_key import precision
 from grm_ray.models.checkpoint import check_reward_model
 from grm_ray.reporting.document import put
+from grm_ray.workers import rules
+
+# Of a pair's chosen and rejected answer.
+Scores = tuple[float, float]
 
 
 def identity(config: OveroptimizationJob) -> str:
@@ -87,23 +92,25 @@ def _labelled(
         return target
     contests = list(sources.contests(source, quarantine, config.seed))
     rows = []
+    why = "there is none"
     found = _scores(config, name, source, contests, folder, key)
-    for contest, scores in zip(contests, found, strict=True):
-        row = _row(contest, *scores)
+    for contest, (scores, untrue) in zip(contests, found, strict=True):
+        row = _row(contest, *scores) if untrue is None else f"no true reward: {untrue}"
         if isinstance(row, str):
             quarantine.add(source.path, 0, row, contest.prompt_id)
+            why = row
         else:
             rows.append(row)
     if not rows:
-        raise ConfigError(f"data.{name}: {source.path}: the true reward orders no pair of answers")
+        raise ConfigError(
+            f"data.{name}: {source.path}: the true reward orders no pair of answers ({why})"
+        )
     put(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return target
 
 
 def _row(contest: Contest, chosen: float, rejected: float) -> dict[str, Any] | str:
     """A labelled pair, or why there is none."""
-    if not (chosen == chosen and rejected == rejected):
-        return "no true reward: refused by a chat template"
     if chosen == rejected:
         return "the true reward tells the answers not apart"
     answers = [contest.chosen[0], contest.rejected[0]]
@@ -123,24 +130,28 @@ def _scores(
     contests: list[Contest],
     folder: Path,
     key: str,
-) -> Iterator[tuple[float, float]]:
-    """The true reward of each contest's first chosen and first rejected answer."""
+) -> Iterator[tuple[Scores, str | None]]:
+    """The true reward of each contest's first chosen and first rejected answer, or why there is
+    none of them: one pair that a program fails on must not end a study."""
     for contest in contests:
         if not isinstance(contest.chosen[0], str) or not isinstance(contest.rejected[0], str):
             raise ConfigError(f"data.{name}: {source.path}: dialogues that differ before their end")
     if registry.is_path(config.true_reward):
-        yield from _by_model(config, name, source, folder / f"{name}-{key}")
+        for scores in _by_model(config, name, source, folder / f"{name}-{key}"):
+            refused = any(math.isnan(score) for score in scores)
+            yield scores, "refused by a chat template" if refused else None
         return
     program = registry.resolve("true reward", config.true_reward)
     for contest in contests:
         prompt = contest.prompt[-1][1]  # as PPO and best-of-n ask a program
-        chosen, rejected = (program(prompt, a[0]) for a in (contest.chosen, contest.rejected))
-        yield float(chosen), float(rejected)
+        answers = [str(contest.chosen[0]), str(contest.rejected[0])]
+        (chosen, rejected), reasons = rules.each(program, [prompt] * 2, answers)
+        yield (chosen, rejected), next((why for why in reasons if why is not None), None)
 
 
 def _by_model(
     config: OveroptimizationJob, name: str, source: Source, folder: Path
-) -> Iterator[tuple[float, float]]:
+) -> Iterator[Scores]:
     """By a job of its own, which is gone on with; its scores come in the order of the contests."""
     judged = subjobs.judge(
         Path(config.true_reward),

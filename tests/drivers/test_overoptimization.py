@@ -110,6 +110,33 @@ def test_pairs_that_the_true_reward_does_not_tell_apart_are_set_aside(given, tmp
     assert quarantine.counts() == {"the true reward tells the answers not apart": 2}  # of two files
 
 
+def test_pairs_that_the_true_reward_fails_on_are_set_aside_with_the_reason(given, tmp_path):
+    own = tmp_path / "pairs.jsonl"
+    pairs = [("good", "not so good"), ("inf", "a"), ("b", "nan"), ("raises", "c"), ("d", "none")]
+
+    def write(pairs):
+        found = [{"prompt": "?", "chosen": c, "rejected": r} for c, r in pairs]
+        own.write_text("".join(json.dumps(row) + "\n" for row in found))
+
+    write(pairs)
+    given["data"] = {"train": {"path": str(own)}, "test": {"path": str(own)}}
+    given["true_reward"] = "tests.judges:moody"
+    quarantine = Quarantine()
+    made = labels.label(OveroptimizationJob(**given), tmp_path, quarantine)
+    (row,) = rows(made["train"])
+    assert (row["chosen"], row["margin"]) == ("good", pytest.approx(1 / 5 - 1 / 12))
+    reasons = [row["reason"] for row in quarantine.rows[:4]]
+    assert [reason.removeprefix("no true reward: ").split(":")[0] for reason in reasons] == [
+        "it gave inf",
+        "it gave nan",
+        "KeyError",
+        "TypeError",
+    ]
+    write(pairs[1:])
+    with pytest.raises(ConfigError, match=r"orders no pair of answers \(no true reward: TypeErr"):
+        labels.label(OveroptimizationJob(**given), tmp_path, Quarantine())
+
+
 def test_noise_models_and_seeds_are_cells_of_their_own(given, tmp_path):
     trained, chosen, policies = planned(given, tmp_path)
     assert len({cell.key for cell in trained.values()}) == 2 * 2 * 2
