@@ -154,6 +154,9 @@ def _local(source: Source, columns: AbstractSet[str]) -> list[Path]:
 def _shards(folder: Path, source: Source) -> list[Path]:
     """A folder's data files; where their names begin with splits, those of the source's split.
 
+    Other folders inside one that has splits are other data sets of the same repository, as the
+    hub has them.
+
     Raises:
         ConfigError: there are none, or others beside them that would not be read.
     """
@@ -172,7 +175,8 @@ def _shards(folder: Path, source: Source) -> list[Path]:
     if not named_splits:
         return files
     if source.split in _SPLITS:  # a name of one's own (`train_prefs`) says which files by itself
-        others = [path for path in files if splits[path] not in _SPLITS]
+        beside_them = {path.parent for path, split in splits.items() if split in _SPLITS}
+        others = [p for p in files if splits[p] not in _SPLITS and p.parent in beside_them]
         beside = f"files of the splits {', '.join(sorted(named_splits))}"
         _refuse_unread(folder, source, others, beside)
     ours = [path for path in files if _same_split(splits[path], source.split)]

@@ -83,14 +83,16 @@ def test_a_folder_whose_files_name_splits_is_read_by_split(tmp_path):
 def test_a_folder_leaves_no_file_unread_unsaid(tmp_path):
     write_json(tmp_path / "train.jsonl", made(2))
     write_json(tmp_path / "test.jsonl", made(2, 10))
-    write_json(tmp_path / "more" / "extra-pairs.jsonl", made(2, 20))
+    write_json(tmp_path / "preference" / "preference.jsonl", made(2, 20))  # as in HelpSteer2
+    assert numbers(read(tmp_path)) == [0, 1]
+    write_json(tmp_path / "extra-pairs.jsonl", made(2, 20))
     with pytest.raises(ConfigError) as error:
         read(tmp_path)
-    assert "more/extra-pairs.jsonl would not be read beside files of the splits test, train" in str(
+    assert "extra-pairs.jsonl would not be read beside files of the splits test, train" in str(
         error.value
     )
     assert f"by a pattern, {tmp_path}/*.jsonl for example" in str(error.value)
-    assert numbers(read(tmp_path / "**" / "[et]*r*.jsonl")) == [20, 21, 0, 1]
+    assert numbers(read(tmp_path / "[et]*r*.jsonl")) == [20, 21, 0, 1]
 
 
 def test_a_split_of_ones_own_name_is_read_alone(tmp_path):
