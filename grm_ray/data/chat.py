@@ -15,12 +15,15 @@ sequence. Pooling never looks for a token id, so `pad == eos` cannot move it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import jinja2
 
 FILE = "scoring_contract.json"
 VERSION = 2
@@ -174,6 +177,7 @@ class ScoringContract:
         the two part where the answers' conversations and the templated prompt do.
 
         Raises:
+            jinja2.TemplateError: the chat template takes no such conversation.
             ValueError: when conversations with the same prompt do not begin alike.
         """
         if self.layout == "answer":
@@ -220,19 +224,36 @@ class ScoringContract:
         self, tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool
     ) -> list[int]:
         """`messages` through the chat template, as tokens."""
-        written = tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=add_generation_prompt, tokenize=False
-        )
+        with rendering():
+            written = tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=add_generation_prompt, tokenize=False
+            )
         return list(tokenizer(written, add_special_tokens=self.special_tokens_twice)["input_ids"])
 
 
 def prompt_tokens(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """The templated conversation with the assistant's turn opened; special tokens once."""
-    return list(
-        tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+    """The templated conversation with the assistant's turn opened; special tokens once.
+
+    Raises:
+        jinja2.TemplateError: the chat template takes no such conversation.
+    """
+    with rendering():
+        return list(
+            tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+            )
         )
-    )
+
+
+@contextlib.contextmanager
+def rendering() -> Iterator[None]:
+    """Whatever a chat template fails with is its refusal: a `jinja2.TemplateError`."""
+    try:
+        yield
+    except jinja2.TemplateError:
+        raise
+    except Exception as error:  # templates are programs, which divide by zero and add text to null
+        raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from error
 
 
 def answer_tokens(tokenizer: Any, text: str) -> list[int]:

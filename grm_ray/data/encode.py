@@ -16,6 +16,8 @@ from grm_ray.data.tables import PAIRS, PROMPTS, RATED
 # A table, (uid, reason) of what is not in it, and how many rows were cut to fit.
 Encoded = tuple[pa.Table, list[tuple[str, str]], int]
 TOO_LONG = "longer than data.max_length"
+TOO_LONG_PROMPT = "longer than data.max_prompt_length"
+REFUSED = "refused by the chat template"
 
 
 def encode_pairs(
@@ -83,7 +85,7 @@ def _encode(
         try:
             whole = conversation_tokens(tokenizer, contract, item.prompt, answers)
         except jinja2.TemplateError as error:
-            left_out.append((uid, f"refused by the chat template: {error}"))
+            left_out.append((uid, f"{REFUSED}: {error}"))
             continue
         fitted = fit_together(contract, *whole)
         made = TOO_LONG if fitted is None else columns(item, *fitted)
@@ -134,35 +136,27 @@ def fit_together(
 
 
 def encode_prompts(
-    prompts: Sequence[Prompt],
-    tokenizer: Any,
-    max_length: int,
-    refused: list[str] | None = None,
-) -> tuple[pa.Table, list[str]]:
-    """`PROMPTS`, and the ids of the prompts longer than `max_length` tokens, which are left out.
-
-    Args:
-        refused: filled with the ids of prompts that the chat template refuses; None: an error.
-    """
+    prompts: Sequence[Prompt], tokenizer: Any, max_length: int
+) -> tuple[pa.Table, list[tuple[str, str]]]:
+    """`PROMPTS`, and (id, reason) of the prompts left out: longer than `max_length` tokens, or
+    refused by the chat template."""
     rows: dict[str, list[Any]] = {name: [] for name in PROMPTS.names}
-    too_long: list[str] = []
+    left_out: list[tuple[str, str]] = []
     for prompt in prompts:
         messages = _messages(prompt.messages)
         try:
             tokens = prompt_tokens(tokenizer, messages)
-        except jinja2.TemplateError:
-            if refused is None:
-                raise
-            refused.append(prompt.prompt_id)
+        except jinja2.TemplateError as error:
+            left_out.append((prompt.prompt_id, f"{REFUSED}: {error}"))
             continue
         if len(tokens) > max_length:
-            too_long.append(prompt.prompt_id)
+            left_out.append((prompt.prompt_id, TOO_LONG_PROMPT))
             continue
         rows["prompt_id"].append(prompt.prompt_id)
         rows["prompt"].append(messages[-1]["content"])
         rows["messages"].append(json.dumps(messages, ensure_ascii=False))
         rows["prompt_tokens"].append(tokens)
-    return pa.table(rows, schema=PROMPTS), too_long
+    return pa.table(rows, schema=PROMPTS), left_out
 
 
 def _messages(turns: Turns) -> list[Message]:

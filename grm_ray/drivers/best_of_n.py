@@ -178,12 +178,10 @@ class _Sampling:
 
     def _begin(self, number: int, prompts: list[Prompt]) -> None:
         config = self._config
-        table, info = self._encoder.prompts.remote(prompts, config.data.max_prompt_length, True)
-        found = fetch(info)
-        left_out = [(name, "longer than data.max_prompt_length") for name in found["too_long"]]
-        left_out += [(name, "refused by the chat template") for name in found["refused"]]
-        samples = config.rollout.samples_per_prompt
-        shard = Shard(number, table, found["prompt_ids"], left_out, samples, config.seed)
+        table, info = self._encoder.prompts.remote(prompts, config.data.max_prompt_length)
+        found, samples = fetch(info), config.rollout.samples_per_prompt
+        ids, left_out = found["prompt_ids"], found["left_out"]
+        shard = Shard(number, table, ids, left_out, samples, config.seed)
         self._prompts[number] = prompts
         self._under_way.append(shard)
         self._generate(shard)

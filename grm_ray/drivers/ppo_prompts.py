@@ -43,18 +43,23 @@ def fingerprint(prompts: list[Prompt]) -> str:
 def encoded(
     refs: list[Any], data: PromptData, source: Source, quarantine: Quarantine
 ) -> tuple[Any, list[str]]:
-    """Reference to the table of tokenised prompts, and the ids of those that fit.
+    """Reference to the table of tokenised prompts, and their ids; those that are too long or that
+    the chat template refuses go to the quarantine.
 
     Args:
         refs: what `Encoder.prompts` gave.
 
     Raises:
-        ConfigError: no prompt fits.
+        ConfigError: no prompt is left.
     """
     table, info_ref = refs
     info = fetch(info_ref)
-    for prompt_id in info["too_long"]:
-        quarantine.add(source.path, 0, "longer than data.max_prompt_length", prompt_id)
+    for prompt_id, reason in info["left_out"]:
+        quarantine.add(source.path, 0, reason, prompt_id)
     if not info["prompt_ids"]:
-        raise ConfigError(f"no prompt fits data.max_prompt_length: {data.max_prompt_length} tokens")
+        raise ConfigError(
+            f"{source.path}: none of {len(info['left_out'])} prompts can be used "
+            f"(data.max_prompt_length: {data.max_prompt_length}); the first is "
+            f"{info['left_out'][0][1]}"
+        )
     return table, info["prompt_ids"]

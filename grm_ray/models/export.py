@@ -23,7 +23,7 @@ from jinja2 import TemplateError
 
 from grm_ray.config.schema import Head
 from grm_ray.data.chat import FILE as CONTRACT_FILE
-from grm_ray.data.chat import Message, ScoringContract
+from grm_ray.data.chat import Message, ScoringContract, rendering
 from grm_ray.models.backbone import load_tokenizer, merged_weights, unwrap
 from grm_ray.models.checkpoint import ADAPTER, HEAD_FILE, META_FILE, beside, of_its_own
 from grm_ray.models.reward_model import RewardModel
@@ -217,7 +217,8 @@ def _differing(tokenizer: Any, wanted: dict[str, list[int] | None]) -> list[str]
 def _written(tokenizer: Any, messages: Sequence[Message]) -> str | None:
     """What the chat template makes of a whole conversation; None: it refuses it."""
     try:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False))
+        with rendering():
+            return str(tokenizer.apply_chat_template(list(messages), tokenize=False))
     except TemplateError:
         return None
 

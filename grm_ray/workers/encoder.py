@@ -138,17 +138,11 @@ class Encoder:
                 }
 
     @ray.method(num_returns=2)
-    def prompts(
-        self, prompts: list[Prompt], max_length: int, may_refuse: bool = False
-    ) -> tuple[pa.Table, dict[str, Any]]:
-        """The `PROMPTS` table, and its metadata: the ids of the prompts that fit.
-
-        With `may_refuse`, prompts that the chat template refuses are left out and named too.
-        """
-        refused: list[str] | None = [] if may_refuse else None
-        table, too_long = encode_prompts(prompts, self._tokenizer(), max_length, refused)
-        ids = table["prompt_id"].to_pylist()
-        return table, {"prompt_ids": ids, "too_long": too_long, "refused": refused or []}
+    def prompts(self, prompts: list[Prompt], max_length: int) -> tuple[pa.Table, dict[str, Any]]:
+        """The `PROMPTS` table, and its metadata: the ids of its prompts, and (id, reason) of those
+        that are left out."""
+        table, left_out = encode_prompts(prompts, self._tokenizer(), max_length)
+        return table, {"prompt_ids": table["prompt_id"].to_pylist(), "left_out": left_out}
 
 
 def _lengths(table: pa.Table) -> list[int]:

@@ -2,7 +2,6 @@
 
 import math
 
-import jinja2
 import pytest
 from transformers import AutoTokenizer
 
@@ -131,17 +130,38 @@ def test_graded_answers_have_nan_where_nothing_was_graded(tokenizer):
     assert left_out == [(f"{answers[1].prompt_id}:6", "longer than data.max_length")]
 
 
-def test_a_prompt_that_the_template_refuses_is_an_error_or_left_out(tmp_path):
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ("{{ none + 'x' }}", "TypeError: unsupported operand"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["answer", "template"])
+def test_whatever_a_template_fails_with_is_its_refusal_of_one_row(tokenizer, wrong, reason, layout):
+    fragile = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    fragile.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}" + wrong + "{% endif %}" + tokenizer.chat_template
+    )
+    of_template = ScoringContract.of_template(fragile, 200)
+    read_by = contract(fragile) if layout == "answer" else of_template
+    pairs = [Pair((("system", "be kind"), *ASKED), "sat", "flew"), Pair(ASKED, "sat", "flew")]
+    table, ((_, said),), _ = encode_pairs(pairs, fragile, read_by)
+    assert table.num_rows == 1 and said.startswith(f"refused by the chat template: {reason}")
+
+
+def test_prompts_that_the_template_refuses_or_that_are_too_long_are_named(tmp_path):
     build_tokenizer(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     tokenizer.chat_template = (
         "{% for m in messages %}{% if 'odd' in m['content'] %}"
         "{{ raise_exception('no') }}{% endif %}{{ m['content'] }}{% endfor %}"
     )
-    prompts = [Prompt(text, (("user", text),)) for text in ("the cat", "an odd cat", "a mat")]
-    with pytest.raises(jinja2.TemplateError):
-        encode_prompts(prompts, tokenizer, 64)
-    refused = []
-    table, too_long = encode_prompts(prompts, tokenizer, 64, refused)
+    texts = ["the cat", "an odd cat", "a mat", "the cat " * 99]
+    prompts = [Prompt(text, (("user", text),)) for text in texts]
+    table, left_out = encode_prompts(prompts, tokenizer, 64)
     assert table["prompt_id"].to_pylist() == ["the cat", "a mat"]
-    assert refused == ["an odd cat"] and not too_long
+    assert left_out == [
+        ("an odd cat", "refused by the chat template: no"),
+        (texts[3], "longer than data.max_prompt_length"),
+    ]
