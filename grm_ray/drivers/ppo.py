@@ -196,7 +196,7 @@ class _Driver:
             self._begin()
         if self._step == 0:
             metrics = {"step": 0, **self._evaluate("before")}
-            self._watch.look(metrics, self._held_out.values)
+            self._look(metrics)
             if config.guard is not None and config.guard.action == "roll_back":
                 self._keep_if_best(metrics)
             self._tracker.log(metrics)
@@ -208,9 +208,7 @@ class _Driver:
             if last or (every and self._step % every == 0):
                 metrics |= self._evaluate("after" if last else f"held-out-{self._step:05d}")
                 self._keep_if_best(metrics)
-                alarm = self._watch.look(metrics, self._held_out.values)
-                if alarm is not None:
-                    self._table.message(f"step {self._step}: {alarm}")
+                self._look(metrics)
                 if self._watch.stopped and not last:
                     samples = self._folder / "samples"
                     shutil.copy(
@@ -322,6 +320,12 @@ class _Driver:
         self._ahead.settle()
         self._table.status("answering held-out prompts")
         return self._held_out.evaluate(name, self._ahead.version)
+
+    def _look(self, metrics: dict[str, Any]) -> None:
+        """Have the guard look at an evaluation."""
+        said = self._watch.look(metrics, self._held_out.values)
+        if said is not None:
+            self._table.message(f"step {self._step}: {said}")
 
     # ----------------------------------------------------------- checkpoints
 

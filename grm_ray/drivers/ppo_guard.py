@@ -11,12 +11,16 @@ from grm_ray.config.ppo import Guard
 from grm_ray.study.intervals import paired_difference
 from grm_ray.study.overoptimization import is_overoptimizing
 
+# Of prompts of which some have no value, as many as can bear a comparison.
+FEWEST = 5
+
 
 class Watch:
     """Compares the held-out proxy with what it should follow, evaluation by evaluation.
 
     The means alone would fall twice in a row by chance in most runs: an alarm also asks that the
-    change over the window, prompt by prompt, has an interval without 0.
+    change over the window, prompt by prompt, has an interval without 0. Compared are the prompts
+    that have a value at all evaluations of the window.
 
     Attributes:
         factor: what the weight of the KL penalty is multiplied by; above 1 after action `lower`.
@@ -26,15 +30,16 @@ class Watch:
     def __init__(self, config: Guard | None) -> None:
         self._config = config
         self._proxy: list[float] = []
-        self._followed: list[list[float]] = []  # one a prompt, higher is better
+        self._followed: list[list[float]] = []  # one a prompt, higher is better; NaN: not known
+        self._told = False
         self.factor = 1.0
         self.stopped = False
 
     def look(self, metrics: dict[str, Any], values: dict[str, NDArray[np.float64]]) -> str | None:
         """Take in an evaluation's figures; what there is to say of them, if anything.
 
-        Adds `guard/action` and `guard/reason` to the metrics where it acts. An evaluation with a
-        figure that is no number is passed over.
+        Adds `guard/action` and `guard/reason` to the metrics where it acts. An evaluation in which
+        too few prompts have a value is passed over.
 
         Args:
             values: `true_reward` or `disagreement` of each held-out prompt, in one order.
@@ -44,15 +49,21 @@ class Watch:
             return None
         sign = -1.0 if config.by == "disagreement" else 1.0
         followed = sign * values[config.by]
-        if not np.isfinite([metrics["eval/reward"], *followed]).all():
+        if not np.isfinite(metrics["eval/reward"]):
             return None
+        if _too_few(np.isfinite(followed)):
+            return self._tell(config, np.isfinite(followed))
         self._proxy.append(metrics["eval/reward"])
         self._followed.append(followed.tolist())
         del self._proxy[: -config.patience - 1], self._followed[: -config.patience - 1]
-        means = [float(np.mean(each)) for each in self._followed]
+        followed_EP = np.array(self._followed)
+        known_P = np.isfinite(followed_EP).all(axis=0)
+        if _too_few(known_P):
+            return self._tell(config, known_P)
+        means = [float(np.mean(each_P[known_P])) for each_P in followed_EP]
         if not is_overoptimizing(self._proxy, means, config.patience):
             return None
-        change = paired_difference(np.array(self._followed[0]), followed)
+        change = paired_difference(followed_EP[0, known_P], followed_EP[-1, known_P])
         if not change.high < 0:  # one prompt has no interval, and is no evidence
             return None
         moved = "risen" if sign < 0 else "fallen"
@@ -65,6 +76,16 @@ class Watch:
         # The next alarm is about what comes after this one.
         del self._proxy[:-1], self._followed[:-1]
         return f"guard: {reason}: {self._act(config)}"
+
+    def _tell(self, config: Guard, known_P: NDArray[np.bool_]) -> str | None:
+        """That there is nothing to compare, once a run."""
+        if self._told:
+            return None
+        self._told = True
+        return (
+            f"guard: only {known_P.sum()} of {len(known_P)} held-out prompts have a {config.by} to "
+            "compare: no alarm while there are so few"
+        )
 
     def _act(self, config: Guard) -> str:
         """Do as the config says; in words."""
@@ -88,3 +109,8 @@ class Watch:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.factor, self.stopped = state["factor"], state["stopped"]
         self._proxy, self._followed = list(state["proxy"]), list(state["followed"])
+
+
+def _too_few(known_P: NDArray[np.bool_]) -> bool:
+    """Whether what is known of the prompts is too little to compare; of all of them, never."""
+    return int(known_P.sum()) < min(FEWEST, len(known_P))

@@ -21,7 +21,7 @@ from grm_ray.drivers.job_key import precision
 from grm_ray.drivers.ppo_step import Gathering, Step
 from grm_ray.drivers.ppo_stream import Stream
 from grm_ray.drivers.ppo_workers import PpoCast
-from grm_ray.drivers.refused import told_of_gaps, without_gaps
+from grm_ray.drivers.refused import told_of_gaps, told_of_untrue, without_gaps
 from grm_ray.rewards.pipeline import PROXY, Answers
 from grm_ray.runtime.ledger import uid
 from grm_ray.runtime.weights import Version
@@ -117,13 +117,17 @@ class PolicyRewards:
         return columns
 
     def of_held_out(self, step: Step) -> np.ndarray:
-        """The proxy of answers to the held-out prompts, in their order `(B,)`.
+        """The proxy of answers to the held-out prompts, in their order `(B,)`; says which of them
+        have no score or no true reward.
 
         Raises:
             RunStopped: none of them could be scored.
         """
         scores_BK = step.column("scores")
-        if told := told_of_gaps(step, scores_BK, "answers to held-out prompts"):
+        answers = "answers to held-out prompts"
+        if told := told_of_gaps(step, scores_BK, answers):
+            self._say(told)
+        if self._config.reward.true_reward and (told := told_of_untrue(step, answers)):
             self._say(told)
         return self.pipeline.proxy(without_gaps(scores_BK), self._references.get(True))
 

@@ -76,6 +76,21 @@ def told_of_gaps(step: Step, scores_BK: np.ndarray, answers: str) -> str | None:
     )
 
 
+def told_of_untrue(step: Step, answers: str) -> str | None:
+    """What to tell of `answers`, as the rows of `step` are called, without a true reward; None: all
+    have one."""
+    gaps = np.flatnonzero(~np.isfinite(step.column("true_reward")))
+    if not len(gaps):
+        return None
+    why = step.rows[step.ledger.uids[gaps[0]]]["refused"] or "it gave no number"
+    if len(gaps) == len(step.ledger.uids):
+        return f"none of the {answers} has a true reward: {why}"
+    return (
+        f"{len(gaps)} of {len(step.ledger.uids)} {answers} have no true reward, its figures are "
+        f"those of the others: {why}"
+    )
+
+
 def without_gaps(values_BK: np.ndarray, each: int = 1) -> np.ndarray:
     """Rows with a NaN become the mean of the others.
 

@@ -59,6 +59,45 @@ def test_an_evaluation_without_a_number_is_passed_over():
     assert [action for _, action in said] == [None, None, "warn"]
 
 
+def gaps(rows, value):
+    """Values of the 40 prompts, of which `rows` have none."""
+    found = value + PROMPTS * 0.1
+    found[rows] = math.nan
+    return found
+
+
+def test_prompts_without_a_value_are_left_out_and_the_others_compared():
+    watch = Watch(Guard(patience=2))
+    evaluations = [gaps([3], 1.0), gaps([3], 0.5), gaps([3, 7], 0.0)]
+    said = [
+        watch.look({"eval/reward": float(n)}, {"true_reward": values})
+        for n, values in enumerate(evaluations)
+    ]
+    mean = 0.1 * np.delete(PROMPTS, [3, 7]).mean()
+    assert said[:2] == [None, None]
+    assert f"true_reward has fallen ({1 + mean:.3f} to {mean:.3f})" in said[2]
+
+
+@pytest.mark.parametrize("lacking", [range(36), range(40)])
+def test_too_few_prompts_with_a_value_are_no_alarm_and_told_of_once(lacking):
+    watch = Watch(Guard(patience=1))
+    said = [
+        watch.look({"eval/reward": float(n)}, {"true_reward": gaps(list(lacking), -float(n))})
+        for n in range(3)
+    ]
+    assert f"only {40 - len(lacking)} of 40 held-out prompts have a true_reward" in said[0]
+    assert said[1:] == [None, None]
+
+
+def test_prompts_known_at_different_evaluations_are_not_compared():
+    watch = Watch(Guard(patience=1))
+    first, second = gaps(list(range(20)), 1.0), gaps(list(range(20, 40)), 0.0)
+    assert watch.look({"eval/reward": 0.0}, {"true_reward": first}) is None
+    metrics = {"eval/reward": 1.0}
+    assert "only 0 of 40" in watch.look(metrics, {"true_reward": second})
+    assert "guard/action" not in metrics
+
+
 def test_the_penalty_is_raised_and_a_resumed_run_keeps_it_so():
     watch = Watch(Guard(patience=1, action="lower", factor=2.0))
     looked(watch, [0, 1, 2], [1.0, 0.9, 0.8])

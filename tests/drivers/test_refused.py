@@ -12,7 +12,7 @@ from grm_ray.config.ppo import PpoJob
 from grm_ray.drivers.ppo_rewards import PolicyRewards
 from grm_ray.drivers.ppo_step import GENERATED, SCORED, Step
 from grm_ray.drivers.ppo_update import begin_update
-from grm_ray.drivers.refused import Refused, told_of_gaps, without_gaps
+from grm_ray.drivers.refused import Refused, told_of_gaps, told_of_untrue, without_gaps
 from grm_ray.runtime.ledger import StepLedger
 from grm_ray.training.policy_loss import PolicyLoss
 from grm_ray.workers import rules
@@ -155,3 +155,30 @@ def test_the_only_scored_answer_to_a_prompt_has_nothing_to_be_compared_with():
     assert list(taken) == ["p:0:3", "p:0:4", "p:0:5"]
     _, taken = learned_from("grpo", made, [0, 0, 0, 1, 1, 1])
     assert taken["p:0:1"] == 0.0
+
+
+def test_held_out_answers_without_a_true_reward_are_told_of():
+    asked = step(["true reward: ValueError: no box", None, None])
+    assert told_of_untrue(asked, "answers") == (
+        "1 of 3 answers have no true reward, its figures are those of the others: "
+        "true reward: ValueError: no box"
+    )
+    one = step([None])
+    assert told_of_untrue(one, "answers") == (
+        "none of the answers has a true reward: it gave no number"
+    )
+    one.rows["p:0:0"]["true_reward"] = 1.0
+    assert told_of_untrue(one, "answers") is None
+
+
+@pytest.mark.parametrize(("judge", "lines"), [("m:f", 1), (None, 0)])
+def test_an_evaluation_tells_of_them_where_there_is_a_true_reward(judge, lines):
+    said = []
+    rewards = SimpleNamespace(
+        _config=SimpleNamespace(reward=SimpleNamespace(true_reward=judge)),
+        _say=said.append,
+        _references={},
+        pipeline=SimpleNamespace(proxy=lambda scores_BK, references: scores_BK[:, 0]),
+    )
+    proxy = PolicyRewards.of_held_out(rewards, step(["true reward: x", None]))
+    assert proxy.tolist() == [1.0, 1.0] and len(said) == lines
