@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from grm_ray.config.ends import RunStopped
 from grm_ray.config.load import dump
 from grm_ray.config.overoptimization import OveroptimizationJob
 from grm_ray.data.sources import Quarantine
@@ -164,7 +165,11 @@ def _resumable(cell: Cell) -> bool:
 
 
 def _finish(cell: Cell, folder: Path, seconds: float) -> None:
-    """Write a cell's result; then what nobody reads again goes."""
+    """Write a cell's result; then what nobody reads again goes.
+
+    Raises:
+        RunStopped: the last held-out answers of a policy have no true reward to compare.
+    """
     run_folder = _run_folder(cell)
     subjobs.clear(run_folder)
     result: dict[str, Any] = {
@@ -178,6 +183,11 @@ def _finish(cell: Cell, folder: Path, seconds: float) -> None:
         result["last_metrics"] = last = json.loads(lines[-1])
         if cell.job.job == "rm":
             said = f"accuracy {100 * last['eval/accuracy']:.1f} %, {said}"
+        elif "eval/true_reward" not in last:
+            raise RunStopped(
+                f"{cell.name}: no answer to the held-out prompts has a true reward; "
+                f"{run_folder / 'samples' / 'after.parquet'} says why (column refused)"
+            )
         else:
             said = f"true reward {last['eval/true_reward']:.3f}, {said}"
     put(result_of(folder, cell.key), json.dumps(result, indent=1) + "\n")

@@ -333,8 +333,12 @@ class _Driver:
         best_by = self._config.checkpoint.best_by
         if best_by is None:
             return
-        if self._best is None or metrics[f"eval/{best_by}"] > self._best:
-            self._best = metrics[f"eval/{best_by}"]
+        value = metrics.get(f"eval/{best_by}")
+        if value is None:
+            said = f"no held-out answer has a {best_by}, so this policy cannot be the best"
+            self._table.message(f"step {self._step}: checkpoint.best_by: {said}")
+        elif self._best is None or value > self._best:
+            self._best = value
             self._save()
 
     def _save(self) -> None:

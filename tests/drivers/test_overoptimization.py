@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from grm_ray.config.ends import RunStopped
 from grm_ray.config.load import ConfigError
 from grm_ray.config.overoptimization import OveroptimizationJob
 from grm_ray.data.sources import Quarantine
+from grm_ray.drivers import overoptimization
 from grm_ray.drivers import overoptimization_figures as figures
 from grm_ray.drivers import overoptimization_labels as labels
 from grm_ray.drivers import overoptimization_plan as plan
@@ -340,3 +342,15 @@ def test_proxies_are_compared_prompt_by_prompt():
     assert alone["low"] < 0.2 < alone["high"] and alone["high"] - alone["low"] < 0.2
     assert figures._versus(None, base_RP) is None
     assert figures._versus(base_RP[:, :50], base_RP) is None
+
+
+def test_a_policy_whose_answers_nobody_could_judge_ends_the_study_and_has_no_result(
+    given, tmp_path
+):
+    cell = planned(given, tmp_path)[2]["clean", "bt", 0]
+    run_folder = Path(cell.job.runs) / cell.job.name
+    run_folder.mkdir(parents=True)
+    (run_folder / "metrics.jsonl").write_text(json.dumps({"step": 2, "eval/reward": 1.0}))
+    with pytest.raises(RunStopped, match="clean/bt/0: no answer .* has a true reward"):
+        overoptimization._finish(cell, tmp_path / "study", 1.0)
+    assert not plan.result_of(tmp_path / "study", cell.key).exists()
