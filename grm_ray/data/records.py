@@ -36,10 +36,7 @@ class _Prompted:
 
     @property
     def plain_prompt(self) -> str:
-        """Name of the prompt as a reader sees it: case, spacing, Unicode forms and system turns
-        aside. Two sets that share it share the prompt."""
-        said = [(role, _plain(text)) for role, text in self.prompt if role != "system"]
-        return _digest(said).hex()[:16]
+        return plain_prompt(self.prompt)
 
 
 @dataclass(frozen=True)
@@ -126,11 +123,22 @@ class Prompt:
     prompt_id: str
     messages: Turns
 
+    @property
+    def plain_prompt(self) -> str:
+        return plain_prompt(self.messages)
+
 
 def prompt_id(messages: list[Message]) -> str:
     """Name of a prompt: a hash of its conversation, the same in every file and run."""
     text = json.dumps([[m["role"], m["content"]] for m in messages], ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+
+
+def plain_prompt(prompt: Turns) -> str:
+    """Name of a prompt as a reader sees it: case, spacing, Unicode forms and system turns aside.
+    Two sets that share it share the prompt."""
+    said = [(role, _plain(text)) for role, text in prompt if role != "system"]
+    return _digest(said).hex()[:16]
 
 
 def _plain(text: str) -> str:

@@ -16,7 +16,7 @@ from grm_ray.drivers.groups import fetch
 
 
 def read_prompts(config: PpoJob, quarantine: Quarantine) -> tuple[list[Prompt], list[Prompt]]:
-    """Training and held-out prompts, with none in both."""
+    """Training and held-out prompts, with none in both: case, spacing and system turns aside."""
     data = config.data
     train = sources.prompts(data.train, quarantine)
     if data.train.shuffle:
@@ -26,8 +26,15 @@ def read_prompts(config: PpoJob, quarantine: Quarantine) -> tuple[list[Prompt], 
         held_out = sources.prompts(data.eval, quarantine)[: config.evaluation.prompts]
     else:
         held_out = train[-config.evaluation.prompts :]
-    out = {prompt.prompt_id for prompt in held_out}
-    train = [prompt for prompt in train if prompt.prompt_id not in out][: data.train.limit]
+    asked = {prompt.plain_prompt for prompt in held_out}
+    apart = [prompt for prompt in train if prompt.plain_prompt not in asked]
+    shared = len(train) - len(apart)
+    if data.eval is not None:
+        quarantine.add_many(data.train.path, shared, "prompt shared with an evaluation set")
+    else:
+        alike = shared - len(held_out)
+        quarantine.add_many(data.train.path, alike, "prompt shared with the held-out part")
+    train = apart[: data.train.limit]
     if not train:
         raise ConfigError(
             f"{data.train.path}: no training prompt is left after {len(held_out)} held-out ones"
