@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from grm_ray.config.ppo import Engine, Rollout, RolloutWorkers, ScorerWorkers
 from grm_ray.config.rewards import Named
@@ -19,12 +19,18 @@ from grm_ray.config.schema import (
     Section,
     Source,
     Temperature,
+    of_prompts,
 )
 
 
 class Prompts(Section):
     prompts: Source
     max_prompt_length: Positive = 256
+
+    @field_validator("prompts")
+    @classmethod
+    def _no_key_is_set_in_vain(cls, source: Source) -> Source | None:
+        return of_prompts(source)
 
 
 class Sampling(Section):

@@ -23,14 +23,22 @@ from grm_ray.config.schema import (
     Source,
     Temperature,
     Workers,
+    of_prompts,
 )
 
 
 class PromptData(Section):
     train: Source
     eval: Source | None = None
+    """Held-out prompts: the first evaluation.prompts of the file, whatever `shuffle` says. null:
+    taken from train."""
     max_prompt_length: Positive = 256
     """Longer prompts are left out, and listed in quarantine.jsonl."""
+
+    @field_validator("train", "eval")
+    @classmethod
+    def _no_key_is_set_in_vain(cls, source: Source | None) -> Source | None:
+        return of_prompts(source)
 
 
 class Engine(Section):
@@ -85,6 +93,11 @@ class Evaluation(Section):
     greedy: bool = False
     kl: bool = False
     canaries: Source | None = None
+
+    @field_validator("canaries")
+    @classmethod
+    def _no_key_of_canaries_is_set_in_vain(cls, canaries: Source | None) -> Source | None:
+        return of_prompts(canaries, "max_characters")
 
 
 class Guard(Section):

@@ -203,7 +203,8 @@ class Source(Section):
     where: dict[str, Any] = {}
     """Only the rows whose columns have these values."""
     max_characters: Positive | None = None
-    """Of prompt and longest answer together; what is longer does not count towards `limit`."""
+    """Of prompt and longest answer together, or of a prompt without answers; what is longer does
+    not count towards `limit`."""
     limit: Positive | None = None
     """At most so many rows."""
     pairs_per_prompt: Positive | None = None
@@ -226,6 +227,18 @@ class Source(Section):
         if self.format == "columns" and not {"chosen", "rejected"} <= set(self.columns):
             raise ValueError("columns: needs at least chosen and rejected")
         return self
+
+
+def of_prompts(source: Source | None, *unread: str) -> Source | None:
+    """A source of prompts, whose `unread` keys nobody reads, nor those of pairs.
+
+    Raises:
+        ValueError: one of them is set in vain.
+    """
+    for key in ("pairs_per_prompt", *unread):
+        if source is not None and getattr(source, key) != Source.model_fields[key].default:
+            raise ValueError(f"{key}: a source of prompts has no use for it here; leave it out")
+    return source
 
 
 class PairSource(Source):

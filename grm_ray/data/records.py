@@ -95,8 +95,8 @@ class Contest(_Prompted):
     def characters(self) -> int:
         """Of the prompt and the longest answer."""
         answers = [*self.chosen, *self.rejected]
-        longest = max(len(a) if isinstance(a, str) else _written(a) for a in answers)
-        return _written(self.prompt) + longest
+        longest = max(len(a) if isinstance(a, str) else written(a) for a in answers)
+        return written(self.prompt) + longest
 
     def pairs(self) -> Iterator[Pair]:
         """Each chosen answer against each rejected one."""
@@ -145,7 +145,8 @@ def _plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _written(turns: Turns) -> int:
+def written(turns: Turns) -> int:
+    """Characters of all turns."""
     return sum(len(text) for _, text in turns)
 
 

@@ -20,7 +20,7 @@ from grm_ray.data import files, parse, selection
 from grm_ray.data.adapters import Adapter, adapter_of
 from grm_ray.data.curate import flipped
 from grm_ray.data.files import BadRow
-from grm_ray.data.records import Contest, Pair, Prompt, Rated, Turns, prompt_id
+from grm_ray.data.records import Contest, Pair, Prompt, Rated, Turns, prompt_id, written
 
 
 @dataclass
@@ -230,7 +230,9 @@ def iterate_prompts(source: Source, quarantine: Quarantine) -> Iterator[Prompt]:
             seen.add(name)
             yield prompt
     if not seen:
-        raise ConfigError(f"{source.path} (split '{source.split}'): no usable prompt")
+        raise ConfigError(
+            f"{source.path} (split '{source.split}'): no usable prompt{_why(quarantine)}"
+        )
 
 
 def _prompts(source: Source, quarantine: Quarantine) -> Iterator[tuple[str, int, Turns]]:
@@ -238,11 +240,18 @@ def _prompts(source: Source, quarantine: Quarantine) -> Iterator[tuple[str, int,
         for file, line, contest in _contests(source, quarantine):
             yield file, line, contest.prompt
         return
+    too_long = 0
     for file, line, row in _raw(source, {"prompt"}, quarantine):
         try:
-            yield file, line, parse.prompt(row)
+            asked = parse.prompt(row)
         except BadRow as error:
             quarantine.add(file, line, str(error))
+            continue
+        if source.max_characters is not None and written(asked) > source.max_characters:
+            too_long += 1
+            continue
+        yield file, line, asked
+    quarantine.add_many(source.path, too_long, f"max_characters: over {source.max_characters}")
 
 
 # ------------------------------------------------------------------ rows to contests

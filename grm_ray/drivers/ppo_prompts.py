@@ -23,7 +23,8 @@ def read_prompts(config: PpoJob, quarantine: Quarantine) -> tuple[list[Prompt], 
         order = np.random.default_rng([config.seed, 1]).permutation(len(train))
         train = [train[i] for i in order]
     if data.eval is not None:
-        held_out = sources.prompts(data.eval, quarantine)[: config.evaluation.prompts]
+        held_out = sources.prompts(data.eval, quarantine)[: data.eval.limit]
+        held_out = held_out[: config.evaluation.prompts]
     else:
         held_out = train[-config.evaluation.prompts :]
     asked = {prompt.plain_prompt for prompt in held_out}

@@ -233,6 +233,18 @@ PPO = "name: p\npolicy: {path: m}\nreward: {path: r}\ndata: {train: {path: demo}
         ),
         ("ppo: {dual_clip: 1.0}", "key 'ppo.dual_clip'"),
         ("ppo: {importance_cap: 0.5}", "key 'ppo.importance_cap'"),
+        (
+            "data: {train: {path: demo, pairs_per_prompt: 1}}",
+            "key 'data.train': pairs_per_prompt: a source of prompts has no use for it",
+        ),
+        (
+            "data: {train: {path: demo}, eval: {path: demo, pairs_per_prompt: 1}}",
+            "key 'data.eval': pairs_per_prompt",
+        ),
+        (
+            "evaluation: {canaries: {path: c.jsonl, max_characters: 9}}",
+            "key 'evaluation.canaries': max_characters",
+        ),
     ],
 )
 def test_what_cannot_be_learned_is_refused(write, text, message):
@@ -262,6 +274,13 @@ def test_an_ensemble_that_is_judged_has_each_model_once(write):
     load(EvaluateJob, write(text % "[a, b]"))
     with pytest.raises(ConfigError, match="ensembles.c.members: a model stands twice"):
         load(EvaluateJob, write(text % "[a, a]"))
+
+
+def test_sources_of_prompts_with_every_default_load_again(write):
+    text = PPO.replace("demo}", "demo}, eval: {path: demo, limit: 2, max_characters: 9}")
+    config = load(PpoJob, write(text + "evaluation: {canaries: {path: c.jsonl}}\n"))
+    assert "pairs_per_prompt: null" in dump(config)
+    assert load(PpoJob, write(dump(config))) == config
 
 
 def test_more_minibatches_than_ranks_have_rows_is_fine(write):

@@ -225,6 +225,17 @@ def test_contests_of_one_prompt_are_cut_to_their_number(tmp_path):
     assert all(len(c.chosen) == len(c.rejected) == 1 for c in found)
 
 
+def test_prompts_longer_than_max_characters_are_left_out(tmp_path):
+    kind = [turn("system", "Be kind."), turn("user", "Hi?")]
+    file = write(tmp_path / "a.jsonl", [{"prompt": p} for p in ("Hi?", "How are you?", kind)])
+    quarantine = Quarantine()
+    found = sources.prompts(Source(path=file.path, max_characters=10), quarantine)
+    assert [p.messages[-1][1] for p in found] == ["Hi?"]
+    assert quarantine.counts() == {"max_characters": 2}
+    with pytest.raises(ConfigError, match="no usable prompt: 3 max_characters"):
+        sources.prompts(Source(path=file.path, max_characters=2), Quarantine())
+
+
 def test_prompts_with_other_spelling_or_system_turn_are_the_same_to_a_reader():
     def named(*turns):
         return Pair(turns, "a", "b").plain_prompt

@@ -76,3 +76,9 @@ def test_a_prompt_like_one_of_an_evaluation_set_is_not_trained_on(tmp_path):
     train, held_out = ppo_prompts.read_prompts(config, quarantine)
     assert said(train) == ["a", "c"] and len(held_out) == 2
     assert quarantine.counts() == {"prompt shared with an evaluation set": 2}
+
+
+@pytest.mark.parametrize(("limit", "count"), [(1, 1), (3, 2), (None, 2)])
+def test_held_out_prompts_are_limited_by_their_source_and_by_the_evaluation(tmp_path, limit, count):
+    config = job(tmp_path, ["a", "b"], ["u", "v", "w", "x"], limit=limit)
+    assert said(ppo_prompts.read_prompts(config, Quarantine())[1]) == ["u", "v"][:count]
