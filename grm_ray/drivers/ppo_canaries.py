@@ -7,6 +7,7 @@ need neither a true reward nor a second reward model.
 from __future__ import annotations
 
 import re
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,10 @@ def read_canaries(source: Source, quarantine: Quarantine) -> list[Canary]:
             continue
         try:
             pattern = re.compile(given)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
+            shown = reprlib.repr(given)
             raise ConfigError(
-                f"{file}, line {line}: matches: {given!r} is no regular expression ({error})"
+                f"{file}, line {line}: matches: {shown} is no regular expression ({error})"
             ) from None
         name = prompt_id([{"role": role, "content": said} for role, said in turns])
         if name in found:

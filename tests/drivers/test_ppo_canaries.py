@@ -40,6 +40,11 @@ def test_rows_without_a_pattern_are_set_aside(tmp_path):
     ("rows", "words"),
     [
         ([{"prompt": "a", "matches": "("}], r"line 1: matches: '\(' is no regular expression"),
+        ([{"prompt": "a", "matches": "a{99999999999}"}], "is no regular expression .*too large"),
+        (
+            [{"prompt": "a", "matches": "(" * 2000 + ")" * 2000}],
+            r"line 1: matches: '\(+\.\.\.\)+' is no regular expression .*recursion",
+        ),
         ([{"prompt": "a", "matches": "b"}] * 2, "line 2: this prompt stands there already"),
         ([{"prompt": "a", "matches": ""}], "no usable canary"),
         ([{"prompt": "a"}], "matches"),
