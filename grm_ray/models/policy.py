@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from grm_ray.config.schema import Head
 from grm_ray.data.packing import Packed
@@ -66,9 +67,7 @@ class Policy(nn.Module):
         if reference is None and ema is None and not is_lora(lm):
             reference = copy.deepcopy(lm)
         self.reference = None if reference is None else reference.requires_grad_(False)
-        for module in self.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0  # with dropout the first ratio pi/pi_old would not be 1
+        _draw_nothing(self)
 
     def forward(
         self,
@@ -135,3 +134,18 @@ class Policy(nn.Module):
 
 def _learning(lm: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in lm.named_parameters() if p.requires_grad]
+
+
+def _draw_nothing(model: nn.Module) -> None:
+    """Make `model` say in train mode what it says in eval mode.
+
+    With dropout the first ratio pi/pi_old would not be 1, and a model without an adapter would
+    begin away from its reference. Models keep it as modules or as numbers (`attention_dropout`,
+    `layerdrop`), and routers may shake what they read (`jitter_noise`).
+    """
+    for module in model.modules():
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and ("drop" in name or "jitter" in name):
+                setattr(module, name, 0.0)
