@@ -24,7 +24,7 @@ from grm_ray.drivers.best_of_n_ensembles import check_ensembles
 from grm_ray.drivers.job_plan import Plan, bundles_of
 from grm_ray.drivers.ppo_canaries import read_canaries
 from grm_ray.drivers.readable import readers
-from grm_ray.models import backbone
+from grm_ray.models import backbone, footprint
 from grm_ray.models.checkpoint import (
     check_reward_model,
     is_ours,
@@ -131,7 +131,7 @@ def _ppo(config: PpoJob, plan: Plan, elsewhere: bool) -> None:
     _model(config.policy, plan)
     if reference is not None:
         try:
-            _model(config.policy.model_copy(update={"path": reference}), plan)
+            _model(config.policy.model_copy(update={"path": reference, "lora": None}), plan)
         except ValueError as error:
             raise ConfigError(f"ppo.kl.reference: {error}") from None
         if not backbone.is_hub_id(reference) and not backbone.is_hub_id(config.policy.path):
@@ -222,6 +222,7 @@ def _model(model: Model, plan: Plan) -> None:
         if not isinstance(described, dict):
             raise ConfigError(f"{path}/config.json: not a JSON object")
         _check_model(model, described, backbone.load_tokenizer(path, model.trust_remote_code))
+        footprint.check_adapter(path, model)
         plan.reads.append(f"model {path}")
 
 

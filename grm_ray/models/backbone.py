@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -240,11 +241,13 @@ def apply_lora(lm: nn.Module, lora: Lora) -> nn.Module:
     """`lm` as a PEFT model with one trainable adapter; everything else frozen.
 
     Raises:
-        ConfigError: `lora.targets` names no linear layer of the model.
+        ConfigError: `lora.targets` names something else than linear layers below the language
+            head.
     """
     from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
-    layers = lm.config.num_hidden_layers
+    layers, speaking = lm.config.num_hidden_layers, lm.get_output_embeddings()
     adapter = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
@@ -256,8 +259,10 @@ def apply_lora(lm: nn.Module, lora: Lora) -> nn.Module:
         else list(range(max(0, layers - lora.last_layers), layers)),
     )
     try:
-        # PEFT would keep adapters in fp32; DeepSpeed's bf16 casts every parameter anyway.
-        adapted = get_peft_model(lm, adapter, autocast_adapter_dtype=False)
+        with warnings.catch_warnings():  # of what PEFT sets right itself, or is refused below
+            warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+            # PEFT would keep adapters in fp32; DeepSpeed's bf16 casts every parameter anyway.
+            adapted = get_peft_model(lm, adapter, autocast_adapter_dtype=False)
     except ValueError as error:  # no module, or not a linear one, behind the targets
         said = " ".join(str(error).split())[:300]
         raise ConfigError(f"lora.targets: {lora.targets} does not fit the model ({said})") from None
@@ -265,6 +270,13 @@ def apply_lora(lm: nn.Module, lora: Lora) -> nn.Module:
     missed = [t for t in lora.targets if not any(f".{name}".endswith(f".{t}") for name in found)]
     if missed:  # PEFT passes over them without a word
         raise ConfigError(f"lora.targets: the model has no linear layer {', '.join(missed)}")
+    for name in found:
+        layer = unwrap(adapted).get_submodule(name).get_base_layer()
+        # The language head's weight is read without calling the layer, and so without its adapter.
+        if layer is speaking or not isinstance(layer, nn.Linear | Conv1D):
+            raise ConfigError(
+                f"lora.targets: {name} takes no adapter; name linear layers below the language head"
+            )
     return adapted
 
 
@@ -315,7 +327,9 @@ def merged_weights(lm: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                     down = layer.lora_A[adapter].weight.float()
                     up = layer.lora_B[adapter].weight.float()
                     scale = layer.scaling[adapter]
-                    weight = torch.addmm(weight.float(), up, down, alpha=scale).to(parameter.dtype)
+                    # GPT-2's layers (`Conv1D`) hold their weights transposed.
+                    product = (down.T, up.T) if layer.fan_in_fan_out else (up, down)
+                    weight = torch.addmm(weight.float(), *product, alpha=scale).to(parameter.dtype)
         yield name, weight
 
 

@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from grm_ray.config.load import ConfigError
 from grm_ray.config.schema import Head, Model
 from grm_ray.data.packing import Group, pack
 from grm_ray.models import attention
@@ -81,6 +82,7 @@ def build(path: str | Path, model: Model, dtype: torch.dtype) -> nn.Module:
 
     Raises:
         Unknown: there is no config to be read offline, or transformers cannot build it.
+        ConfigError: `lora.targets` does not fit it.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -100,6 +102,8 @@ def build(path: str | Path, model: Model, dtype: torch.dtype) -> nn.Module:
             lm.config.use_cache = False
             if model.lora is not None:
                 lm = apply_lora(lm, model.lora)
+    except ConfigError:
+        raise
     except Exception as error:  # noqa: BLE001 - an architecture may fail in a way of its own
         said = " ".join(str(error).split())[:200]
         raise Unknown(f"{path}: cannot be built without weights ({said})") from None
@@ -108,6 +112,18 @@ def build(path: str | Path, model: Model, dtype: torch.dtype) -> nn.Module:
         if model.lora is not None:
             lm.enable_input_require_grads()
     return lm.requires_grad_(False) if model.frozen else lm
+
+
+def check_adapter(path: str | Path, model: Model) -> None:
+    """That the model of a folder can have the adapter that `model` asks for; what cannot be built
+    without weights is not looked at.
+
+    Raises:
+        ConfigError: `lora.targets` does not fit it.
+    """
+    if model.lora is not None:
+        with contextlib.suppress(Unknown):
+            build(path, model, torch.float32)
 
 
 def build_reward_model(

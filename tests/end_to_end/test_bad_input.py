@@ -57,6 +57,7 @@ def test_an_unknown_key(run_here, config):
         ("data.train.path=missing.jsonl", ["missing.jsonl", "does not exist"]),
         ("loss.preference=bradly_terry", ["'loss.preference'", "did you mean 'bradley_terry'"]),
         ("data.train=missing.jsonl", ["'data.train[0]'", "section", "{path: 'missing.jsonl'}"]),
+        ("model.lora.targets=[q_proj, lm_head]", ["lora.targets: lm_head takes no adapter"]),
         ("model.path=owner/none", ["owner/none", "no such folder", "hub does not give it"]),
         ("workers.cpus=500", ["1000 CPU", "No room for", "workers.*.count"]),
         ("workers.gpus=64", ["128 GPU", "No room for"]),

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 
 import pytest
@@ -55,8 +56,8 @@ def test_all_weights_train_too(tmp_path, tiny_model, tiny_data):
     ("change", "said"),
     [
         pytest.param(
-            {"model": {"lora": {"targets": ["q_proj", "query"]}}},
-            "lora.targets: the model has no ",
+            {"model": {"path": "weightless"}},
+            "model weightless: cannot be loaded",
             id="a rank",
         ),
         pytest.param(
@@ -68,6 +69,9 @@ def test_all_weights_train_too(tmp_path, tiny_model, tiny_data):
     ],
 )
 def test_bad_input_that_only_a_worker_can_see(tmp_path, tiny_model, tiny_data, change, said):
+    shutil.copytree(
+        tiny_model, tmp_path / "weightless", ignore=shutil.ignore_patterns("*.safetensors")
+    )
     one = tmp_path / "one.jsonl"
     pairs = [{"prompt": "Q", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(3)]
     one.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
