@@ -1,5 +1,6 @@
 """The watch acts when what the reward should follow falls while the reward rises."""
 
+import json
 import math
 
 import numpy as np
@@ -76,6 +77,13 @@ def test_prompts_without_a_value_are_left_out_and_the_others_compared():
     mean = 0.1 * np.delete(PROMPTS, [3, 7]).mean()
     assert said[:2] == [None, None]
     assert f"true_reward has fallen ({1 + mean:.3f} to {mean:.3f})" in said[2]
+
+
+def test_a_checkpoint_keeps_what_is_not_known():
+    watch, again = Watch(Guard(patience=1)), Watch(Guard(patience=1))
+    watch.look({"eval/reward": 0.0}, {"true_reward": gaps([3], 1.0)})
+    again.load_state_dict(json.loads(json.dumps(watch.state_dict())))
+    assert "has fallen" in again.look({"eval/reward": 1.0}, {"true_reward": gaps([], 0.0)})
 
 
 @pytest.mark.parametrize("lacking", [range(36), range(40)])
