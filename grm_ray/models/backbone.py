@@ -8,13 +8,12 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
 from grm_ray.config.load import ConfigError
 from grm_ray.config.schema import Dtype, Lora, Model
-from grm_ray.data.packing import WORTH_SHARING, Packed, pack
+from grm_ray.data.packing import Packed
 from grm_ray.models.embedded import EMBEDDED_NAME as EMBEDDED
 
 
@@ -74,7 +73,8 @@ def unsupported(config: dict[str, Any]) -> str | None:
     """What of a model's config the log-probs of this project would get wrong; None: nothing.
 
     Log-probs are taken as softmax(hidden @ W): a model that bends or scales its logits would
-    train on another law than the one it samples from, and nothing would say so.
+    train on another law than the one it samples from. `probe` looks at what comes out; this is
+    told before anything is loaded.
     """
     bends = [
         key
@@ -82,6 +82,7 @@ def unsupported(config: dict[str, Any]) -> str | None:
         if config.get(key) is not None
     ]
     bends += [k for k in ("logit_scale", "logits_scaling") if config.get(k, 1.0) not in (None, 1.0)]
+    bends += ["is_encoder_decoder"] if config.get("is_encoder_decoder") else []
     return f"its config sets {', '.join(bends)}, which is not supported yet" if bends else None
 
 
@@ -155,7 +156,7 @@ def load_causal_lm(
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    from grm_ray.models import attention
+    from grm_ray.models import attention, probe
 
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # what is missing and left over is judged here
@@ -168,9 +169,8 @@ def load_causal_lm(
             trust_remote_code=model.trust_remote_code,
             output_loading_info=True,
         )
-    except (OSError, RuntimeError) as error:
-        said = " ".join(str(error).split())[:500]
-        raise ConfigError(f"model {model.path}: cannot be loaded ({said})") from None
+    except Exception as error:  # a damaged file, a model of another kind: all the user's to mend
+        raise ConfigError(f"model {model.path}: cannot be loaded ({probe.reason(error)})") from None
     finally:
         logging.set_verbosity(before)
     _check_weights(lm, found, model.path, language_head, beside)
@@ -178,11 +178,9 @@ def load_causal_lm(
     if wrong:
         raise ConfigError(f"model {model.path}: {wrong}")
     lm.config.use_cache = False
-    if not packs(lm):
-        raise ConfigError(
-            f"model {model.path}: answers that share their prompt get other hidden states than "
-            "alone (its attention is not transformers' pluggable one); it is not supported yet"
-        )
+    wrong = probe.difference(lm)
+    if wrong:
+        raise ConfigError(f"model {model.path}: {wrong}; it is not supported yet")
     if model.lora is not None:
         lm = apply_lora(lm, model.lora)
     if model.gradient_checkpointing:
@@ -214,27 +212,6 @@ def _check_weights(
             f"model {path}: the backbone's weights do not fit: missing {sorted(missing)[:5]} (they "
             f"would start as noise), left over {sorted(left)[:5]}"
         )
-
-
-@torch.no_grad()
-def packs(lm: nn.Module) -> bool:
-    """Whether a packed answer gets the hidden states that it has alone.
-
-    A layer that mixes tokens without our attention (a state-space layer, an attention of a model's
-    own) would read over the seams of a packed sequence, and nothing else would say so.
-    """
-    shared = np.arange(WORTH_SHARING) % 9 + 1
-    prompt, turned = np.append(shared, [2, 3]), np.append(shared, [3, 2])
-    one, other = np.array([4, 5]), np.array([6, 7, 8])
-    packed = pack([(prompt, [one, other]), (turned, [one, other])])
-    assert packed.shared, "the check is to cover a shared start too"
-    together = hidden_states(lm.eval(), packed)
-    groups = [(which, [answer]) for which in (prompt, turned) for answer in (one, other)]
-    for (start, end), group in zip(packed.answers, groups, strict=True):
-        alone = hidden_states(lm, pack([group]))[start - end :].float()
-        if (together[start:end] - alone).norm() > 0.1 * alone.norm():
-            return False
-    return True
 
 
 def apply_lora(lm: nn.Module, lora: Lora) -> nn.Module:
