@@ -170,8 +170,12 @@ def _shards(folder: Path, source: Source) -> list[Path]:
     described = [path for path in files if path.suffix == ".json"]
     if len(described) < len(files):
         _refuse_unread(folder, source, described, "files with a row a line or in columns")
-    splits = {path: path.name.split(".")[0].split("-")[0] for path in files}
-    named_splits = {split for split in splits.values() if split in {*_SPLITS, source.split}}
+    splits = {path: _split_of(path) for path in files}
+    named_splits = {
+        split
+        for split in splits.values()
+        if split == source.split or split.split("_")[0] in _SPLITS
+    }
     if not named_splits:
         return files
     if source.split in _SPLITS:  # a name of one's own (`train_prefs`) says which files by itself
@@ -183,9 +187,16 @@ def _shards(folder: Path, source: Source) -> list[Path]:
     if not ours:
         raise ConfigError(
             f"data folder {source.path}: no file of split '{source.split}'; "
-            f"there is {', '.join(sorted(named_splits))}"
+            f"there is {', '.join(sorted(named_splits))} (`split`, or a pattern, says which to read)"
         )
     return ours
+
+
+def _split_of(path: Path) -> str:
+    """`train` of `train-00000-of-00001.parquet` and of `train_1.jsonl`; `train_prefs` is another."""
+    name = path.name.split(".")[0].split("-")[0]
+    split, _, number = name.partition("_")
+    return split if number.isdigit() else name
 
 
 def _refuse_unread(folder: Path, source: Source, unread: list[Path], beside: str) -> None:

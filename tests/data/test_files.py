@@ -105,6 +105,20 @@ def test_a_split_of_ones_own_name_is_read_alone(tmp_path):
         read(tmp_path)
 
 
+def test_numbered_files_are_of_their_split(tmp_path):
+    for name, start in (("train_1", 0), ("train_2", 2), ("test_1", 10)):
+        write_json(tmp_path / f"{name}.jsonl", made(2, start))
+    assert numbers(read(tmp_path)) == [0, 1, 2, 3]
+    assert numbers(read(tmp_path, split="test")) == [10, 11]
+
+
+def test_splits_of_ones_own_names_are_not_read_as_if_they_had_none(tmp_path):
+    write_json(tmp_path / "train_prefs.jsonl", made(2))
+    write_json(tmp_path / "test_prefs.jsonl", made(2, 10))
+    with pytest.raises(ConfigError, match="no file of split 'train'; there is test_prefs, train_p"):
+        read(tmp_path)
+
+
 def test_json_files_beside_others_are_not_left_unread_unsaid(tmp_path):
     write_json(tmp_path / "a.jsonl", made(2))
     (tmp_path / "dataset_infos.json").write_text("{}")
