@@ -77,7 +77,7 @@ def memory(process: psutil.Process) -> int:
 
 def outcome() -> dict[str, Any]:
     """Held-out accuracy of the reward model; true reward before, after, and their difference."""
-    from grm_ray.drivers.ppo import true_rewards
+    from grm_ray.drivers.ppo.run import true_rewards
     from grm_ray.study.intervals import paired_difference
 
     rm, ppo = (last(ROOT / "runs" / name / "metrics.jsonl") for name in ("rm_demo", "ppo_demo"))

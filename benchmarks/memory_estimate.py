@@ -8,7 +8,7 @@ in common with others), and its share of mapped weights; not libraries, which ar
 all processes. The whole proportional set size stands beside it.
 
 `--only baseline` runs the same with a model of half a million weights, which shows what a process
-of each role takes beside its model: `BASELINE` and `DRIVER` in `drivers/footprint_role.py`. The
+of each role takes beside its model: `BASELINE` and `DRIVER` in `drivers/footprint/role.py`. The
 cache of keys (1 GiB) is taken off the engine's figure there.
 """
 
@@ -167,7 +167,7 @@ def estimate(job: str, config: dict[str, Any], work: Path) -> dict[str, float]:
     """Role -> bytes of one worker's process, as `--dry-run` tells them."""
     from grm_ray.config.ppo import PpoJob
     from grm_ray.config.reward_model import RewardModelJob
-    from grm_ray.drivers.footprint import roles_of
+    from grm_ray.drivers.footprint.roles import roles_of
 
     schema = {"rm": RewardModelJob, "ppo": PpoJob}[job]
     return {role.name: role.on_host for role in roles_of(schema.model_validate(config))}

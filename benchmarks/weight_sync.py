@@ -18,7 +18,7 @@ import ray
 
 from grm_ray.config.ppo import PpoJob
 from grm_ray.data.sources import Quarantine, prompts
-from grm_ray.drivers.job_plan import roles
+from grm_ray.drivers.checks.plan import roles
 from grm_ray.models import backbone
 from grm_ray.runtime import cluster
 from grm_ray.runtime.placement import bundles

@@ -9,7 +9,7 @@ from grm_ray.config.best_of_n import BestOfNJob
 
 
 def run(config: BestOfNJob, resume: bool) -> Path:
-    from grm_ray.drivers import best_of_n
+    from grm_ray.drivers.best_of_n import run as best_of_n
     from grm_ray.runtime.logs import quiet_driver
 
     quiet_driver()

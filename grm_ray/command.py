@@ -100,9 +100,9 @@ def _parser(schema: type[BaseModel], description: str) -> argparse.ArgumentParse
 
 
 def _dry_run(config: Any, cluster: str | None) -> None:
-    from grm_ray.drivers.checks import check
-    from grm_ray.drivers.footprint_text import described
-    from grm_ray.drivers.readable import rehearse
+    from grm_ray.drivers.checks.check import check
+    from grm_ray.drivers.checks.readable import rehearse
+    from grm_ray.drivers.footprint.text import described
     from grm_ray.runtime.placement import declared, this_machine
 
     nodes = declared(Path(cluster)) if cluster else [this_machine()]

@@ -9,7 +9,7 @@ from grm_ray.config.judging import CurateJob
 
 
 def run(config: CurateJob, resume: bool) -> Path:
-    from grm_ray.drivers import curate
+    from grm_ray.drivers.curate import run as curate
     from grm_ray.runtime.logs import quiet_driver
 
     quiet_driver()

@@ -219,7 +219,7 @@ class SimulatedLearner:
 
 
 class SimulatedCluster:
-    """The cast of a PPO run (`drivers.ppo_workers.PpoCast`), on paper.
+    """The cast of a PPO run (`drivers.ppo.workers.PpoCast`), on paper.
 
     Attributes:
         deaths: of engines and scorers so far.

@@ -10,9 +10,9 @@ import numpy as np
 
 from benchmarks.parts.simulated_cluster import SimulatedCluster, Speeds
 from grm_ray.config.ppo import PpoJob
-from grm_ray.drivers.ppo_ahead import Ahead
-from grm_ray.drivers.ppo_stream import Stream
-from grm_ray.drivers.ppo_update import begin_update
+from grm_ray.drivers.ppo.ahead import Ahead
+from grm_ray.drivers.ppo.stream import Stream
+from grm_ray.drivers.ppo.update import begin_update
 from grm_ray.runtime.ledger import LedgerFile, seed
 from grm_ray.training.policy_loss import PolicyLoss
 

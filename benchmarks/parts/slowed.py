@@ -12,7 +12,8 @@ from typing import Any
 import ray
 
 from grm_ray.config.ppo import PpoJob
-from grm_ray.drivers import ppo, ppo_workers
+from grm_ray.drivers.ppo import run as ppo
+from grm_ray.drivers.ppo import workers as ppo_workers
 from grm_ray.workers.learner import Learner
 from grm_ray.workers.rollout import RolloutWorker
 from grm_ray.workers.scorer import Scorer

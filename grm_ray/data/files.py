@@ -187,13 +187,13 @@ def _shards(folder: Path, source: Source) -> list[Path]:
     if not ours:
         raise ConfigError(
             f"data folder {source.path}: no file of split '{source.split}'; "
-            f"there is {', '.join(sorted(named_splits))} (`split`, or a pattern, says which to read)"
+            f"there is {', '.join(sorted(named_splits))} (name one, or a pattern)"
         )
     return ours
 
 
 def _split_of(path: Path) -> str:
-    """`train` of `train-00000-of-00001.parquet` and of `train_1.jsonl`; `train_prefs` is another."""
+    """`train` of `train-00000-of-00001.parquet` and `train_1.jsonl`; `train_prefs` is another."""
     name = path.name.split(".")[0].split("-")[0]
     split, _, number = name.partition("_")
     return split if number.isdigit() else name

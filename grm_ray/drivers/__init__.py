@@ -1,1 +1,1 @@
-"""One loop a file: they hold the ledger and hand references from worker to worker."""
+"""A folder a job: its driver holds the ledger and hands references from worker to worker."""

@@ -14,9 +14,9 @@ from grm_ray.config.schema import Source
 from grm_ray.data.files import digest
 from grm_ray.data.sources import Quarantine, contests
 from grm_ray.drivers import judging, scoring
-from grm_ray.drivers.checks import check
+from grm_ray.drivers.checks.check import check
+from grm_ray.drivers.checks.plan import bundles_of
 from grm_ray.drivers.job_key import precision
-from grm_ray.drivers.job_plan import bundles_of
 from grm_ray.drivers.run_folder import claim, open_run
 from grm_ray.models.checkpoint import model_identity
 from grm_ray.reporting.evaluation import RESULT, write_evaluation

@@ -27,8 +27,8 @@ from grm_ray.data import sources
 from grm_ray.data.sources import Quarantine
 from grm_ray.data.tables import ASKED
 from grm_ray.drivers import reward_stages
-from grm_ray.drivers.checks import check
-from grm_ray.drivers.job_plan import bundles_of
+from grm_ray.drivers.checks.check import check
+from grm_ray.drivers.checks.plan import bundles_of
 from grm_ray.drivers.run_folder import claim, open_run
 from grm_ray.drivers.scoring import stop_scorers
 from grm_ray.models.checkpoint import check_reward_model, local_folder

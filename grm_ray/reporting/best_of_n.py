@@ -50,7 +50,7 @@ def write_best_of_n(result: Result, folder: Path) -> Path:
     """Write `report.html` to `folder`; the page's path.
 
     Args:
-        result: what `drivers.best_of_n_figures.figures` returns.
+        result: what `drivers.best_of_n.figures.figures` returns.
     """
     path = Path(folder) / "report.html"
     put(path, html(result))

@@ -42,7 +42,7 @@ def write_overoptimization(result: Result, folder: Path) -> Path:
     """Write `report.html` to `folder`; the page's path.
 
     Args:
-        result: what `drivers.overoptimization_figures.figures` returns.
+        result: what `drivers.overoptimization.figures.figures` returns.
     """
     path = Path(folder) / "report.html"
     put(path, html(result))

@@ -22,7 +22,7 @@ from typing import Any
 
 from grm_ray.runtime.disk import writing
 from grm_ray.runtime.gauges import ray_is_up
-from grm_ray.runtime.views import MAKERS, RayGauges, View
+from grm_ray.runtime.metric_sinks import MAKERS, RayGauges, View
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from grm_ray.config.schema import Optimizer
 from grm_ray.objectives.schedules import cosine_with_warmup
 from grm_ray.training import checkpoint, gradients
 from grm_ray.training.checkpoint import CheckpointMismatch
-from grm_ray.training.memory import FITS, Memory
+from grm_ray.training.micro_batch_budget import FITS, Memory
 from grm_ray.training.state import TrainedState
 
 Batch = TypeVar("Batch")

@@ -36,8 +36,8 @@ from grm_ray.runtime.timeline import Timeline, traced
 from grm_ray.runtime.weights import ON_DEVICE, Version, WeightUpdate
 from grm_ray.training.checkpoint import CheckpointMismatch
 from grm_ray.training.engine import ZeroEngine
-from grm_ray.training.meeting import address, join_group
 from grm_ray.training.policy_loss import ENGINE_GAP, Before, PolicyLoss, Targets
+from grm_ray.training.process_group import address, join_group
 
 AVERAGE = "average.safetensors"
 

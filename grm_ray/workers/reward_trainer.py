@@ -24,7 +24,7 @@ from grm_ray.runtime import logs
 from grm_ray.runtime.disk import writing
 from grm_ray.runtime.timeline import Timeline, traced
 from grm_ray.training.engine import ZeroEngine
-from grm_ray.training.meeting import address, join_group
+from grm_ray.training.process_group import address, join_group
 from grm_ray.training.reward_loss import Pairs, RewardLoss, gradient_ratio
 from grm_ray.workers.chunks import Chunks, column_lists, numbers
 

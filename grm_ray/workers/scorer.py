@@ -17,7 +17,7 @@ import torch
 
 from grm_ray.config import registry
 from grm_ray.data.tables import SCORES
-from grm_ray.models.reading import RewardReader, RewardReaders
+from grm_ray.models.reward_reader import RewardReader, RewardReaders
 from grm_ray.runtime import logs, priority
 from grm_ray.runtime.timeline import Timeline, traced
 from grm_ray.workers import rules

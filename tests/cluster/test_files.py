@@ -283,7 +283,7 @@ def test_every_command_for_a_cluster_switches_the_token_on(page):
 def test_the_sizes_of_scaling_md_fit_where_it_says():
     from grm_ray.config.load import load, validate
     from grm_ray.config.ppo import PpoJob
-    from grm_ray.drivers.job_plan import bundles_of
+    from grm_ray.drivers.checks.plan import bundles_of
     from grm_ray.runtime.placement import Node, fit
 
     (one,) = re.findall(r"```yaml\n(.*?)```", (CLUSTER / "SCALING.md").read_text(), re.DOTALL)

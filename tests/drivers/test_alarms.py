@@ -2,7 +2,7 @@
 
 import pytest
 
-from grm_ray.drivers.alarms import Alarms
+from grm_ray.drivers.reward_model.alarms import Alarms
 
 
 def told(rows, per_step=16, total=100):

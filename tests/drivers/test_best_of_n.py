@@ -12,11 +12,11 @@ import pytest
 from grm_ray.config.best_of_n import BestOfNJob
 from grm_ray.config.load import ConfigError
 from grm_ray.data.tables import ROLLOUTS, SCORES
-from grm_ray.drivers import best_of_n_shards as shards
-from grm_ray.drivers.best_of_n import MADE_WITH, check_resumable
-from grm_ray.drivers.best_of_n_ensembles import check_ensembles
-from grm_ray.drivers.best_of_n_figures import figures
-from grm_ray.drivers.best_of_n_shards import LeftOut, Shard
+from grm_ray.drivers.best_of_n import shards
+from grm_ray.drivers.best_of_n.ensembles import check_ensembles
+from grm_ray.drivers.best_of_n.figures import figures
+from grm_ray.drivers.best_of_n.run import MADE_WITH, check_resumable
+from grm_ray.drivers.best_of_n.shards import LeftOut, Shard
 from grm_ray.reporting.best_of_n import html, write_best_of_n
 from grm_ray.runtime.ledger import seed
 from grm_ray.study.starc import starc_distance

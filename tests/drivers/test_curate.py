@@ -12,10 +12,11 @@ from pydantic import ValidationError
 from grm_ray.config.judging import CurateJob
 from grm_ray.config.load import ConfigError
 from grm_ray.data.sources import Quarantine
-from grm_ray.drivers import curate, scoring
-from grm_ray.drivers.ballots import Pairs
-from grm_ray.drivers.ballots import ballots as in_folds
-from grm_ray.drivers.checks import check
+from grm_ray.drivers import scoring
+from grm_ray.drivers.checks.check import check
+from grm_ray.drivers.curate import run as curate
+from grm_ray.drivers.curate.votes import Pairs
+from grm_ray.drivers.curate.votes import ballots as in_folds
 from grm_ray.drivers.scoring import SCORED
 from grm_ray.runtime.placement import Node
 from tests.conftest import rows

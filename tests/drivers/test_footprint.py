@@ -12,11 +12,11 @@ from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.config.schema import Head
 from grm_ray.config.serve import ServeJob
 from grm_ray.data.chat import ScoringContract
-from grm_ray.drivers import footprint_role
-from grm_ray.drivers.footprint import roles_of
-from grm_ray.drivers.footprint_role import GIB
-from grm_ray.drivers.footprint_text import described
-from grm_ray.drivers.job_plan import bundles_of
+from grm_ray.drivers.checks.plan import bundles_of
+from grm_ray.drivers.footprint import role as footprint_role
+from grm_ray.drivers.footprint.role import GIB
+from grm_ray.drivers.footprint.roles import roles_of
+from grm_ray.drivers.footprint.text import described
 from grm_ray.models.backbone import load_causal_lm, load_tokenizer
 from grm_ray.models.checkpoint import save_reward_model
 from grm_ray.models.reward_model import RewardModel

@@ -11,12 +11,10 @@ from grm_ray.config.ends import RunStopped
 from grm_ray.config.load import ConfigError
 from grm_ray.config.overoptimization import OveroptimizationJob
 from grm_ray.data.sources import Quarantine
-from grm_ray.drivers import overoptimization
-from grm_ray.drivers import overoptimization_figures as figures
-from grm_ray.drivers import overoptimization_labels as labels
-from grm_ray.drivers import overoptimization_plan as plan
-from grm_ray.drivers.checks import check
+from grm_ray.drivers.checks.check import check
 from grm_ray.drivers.job_key import Keys
+from grm_ray.drivers.overoptimization import figures, labels, plan
+from grm_ray.drivers.overoptimization import run as overoptimization
 from grm_ray.runtime.placement import Node
 from tests import judges
 from tests.conftest import rows

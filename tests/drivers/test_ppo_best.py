@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from grm_ray.drivers.ppo import _Driver
+from grm_ray.drivers.ppo.run import _Driver
 
 
 def test_an_evaluation_without_the_figure_is_told_of_and_not_compared():

@@ -9,8 +9,8 @@ from grm_ray.config.load import ConfigError
 from grm_ray.config.ppo import Guard
 from grm_ray.config.schema import Source
 from grm_ray.data.sources import Quarantine
-from grm_ray.drivers.ppo_canaries import Canaries, read_canaries
-from grm_ray.drivers.ppo_guard import Watch
+from grm_ray.drivers.ppo.canaries import Canaries, read_canaries
+from grm_ray.drivers.ppo.guard import Watch
 
 
 def written(folder, *rows):

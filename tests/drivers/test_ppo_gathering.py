@@ -7,7 +7,7 @@ import pytest
 
 from grm_ray.data.tables import SCORES
 from grm_ray.drivers.groups import InputLost, RankDied
-from grm_ray.drivers.ppo_step import Gathering, Writing
+from grm_ray.drivers.ppo.step import Gathering, Writing
 from grm_ray.runtime.pool import Event
 from grm_ray.runtime.weights import Version
 

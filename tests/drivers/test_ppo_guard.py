@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from grm_ray.config.ppo import Guard
-from grm_ray.drivers.ppo_guard import Watch
+from grm_ray.drivers.ppo.guard import Watch
 
 PROMPTS = np.random.default_rng(0).normal(size=40)
 

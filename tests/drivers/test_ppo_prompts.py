@@ -8,7 +8,7 @@ from grm_ray.config.load import ConfigError
 from grm_ray.config.ppo import PpoJob, PromptData
 from grm_ray.config.schema import Source
 from grm_ray.data.sources import Quarantine
-from grm_ray.drivers import ppo_prompts
+from grm_ray.drivers.ppo import prompts as ppo_prompts
 
 REFUSED = "refused by the chat template: no system turns"
 

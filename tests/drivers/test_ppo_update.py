@@ -5,7 +5,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from grm_ray.drivers.ppo_update import minibatches, of_ranks
+from grm_ray.drivers.ppo.update import minibatches, of_ranks
 
 ITEMS = [[0, 4], [1], [2, 3, 5], [6], [7, 8]]
 SIZES = [30, 10, 50, 10, 20]

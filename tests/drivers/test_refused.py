@@ -9,10 +9,10 @@ import pytest
 
 from grm_ray.config.ends import RunStopped
 from grm_ray.config.ppo import PpoJob
-from grm_ray.drivers.ppo_rewards import PolicyRewards
-from grm_ray.drivers.ppo_step import GENERATED, SCORED, Step
-from grm_ray.drivers.ppo_update import begin_update
-from grm_ray.drivers.refused import Refused, told_of_gaps, told_of_untrue, without_gaps
+from grm_ray.drivers.ppo.refused import Refused, told_of_gaps, told_of_untrue, without_gaps
+from grm_ray.drivers.ppo.rewards import PolicyRewards
+from grm_ray.drivers.ppo.step import GENERATED, SCORED, Step
+from grm_ray.drivers.ppo.update import begin_update
 from grm_ray.runtime.ledger import StepLedger
 from grm_ray.training.policy_loss import PolicyLoss
 from grm_ray.workers import rules

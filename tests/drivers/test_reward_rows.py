@@ -4,8 +4,9 @@ import pytest
 
 from grm_ray.config.load import ConfigError
 from grm_ray.config.reward_model import RewardModelJob
-from grm_ray.drivers import job_checks, reward_rows
-from grm_ray.drivers.reward_rows import Rows
+from grm_ray.drivers.checks import jobs as job_checks
+from grm_ray.drivers.reward_model import rows as reward_rows
+from grm_ray.drivers.reward_model.rows import Rows
 from grm_ray.drivers.run_folder import check_same_run, hold
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from grm_ray.config.load import ConfigError
 from grm_ray.config.serve import ServeJob
-from grm_ray.drivers import checks, run_folder, serve
+from grm_ray.drivers import run_folder, serve
+from grm_ray.drivers.checks import check as checks
 from grm_ray.drivers.run_folder import claim, open_run
 
 

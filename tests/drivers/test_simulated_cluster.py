@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from benchmarks.parts.simulated_cluster import Speeds
 from benchmarks.parts.simulated_run import run
-from grm_ray.drivers.ppo_ahead import Ahead
-from grm_ray.drivers.ppo_step import Gathering
+from grm_ray.drivers.ppo.ahead import Ahead
+from grm_ray.drivers.ppo.step import Gathering
 
 
 @settings(max_examples=12, deadline=None)

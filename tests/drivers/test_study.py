@@ -10,9 +10,11 @@ import pytest
 from grm_ray.config.judging import StudyJob
 from grm_ray.config.load import ConfigError
 from grm_ray.data.sources import Quarantine
-from grm_ray.drivers import scoring, study, study_grid
-from grm_ray.drivers.checks import check
+from grm_ray.drivers import scoring
+from grm_ray.drivers.checks.check import check
 from grm_ray.drivers.scoring import SCORED
+from grm_ray.drivers.study import grid as study_grid
+from grm_ray.drivers.study import run as study
 from grm_ray.models.backbone import resolve_dtype
 from grm_ray.runtime.placement import Node
 

@@ -10,7 +10,7 @@ from grm_ray.config.load import ConfigError, load
 from grm_ray.config.ppo import PpoJob
 from grm_ray.config.schema import Head, Model
 from grm_ray.data.chat import ScoringContract
-from grm_ray.drivers.readable import rehearse
+from grm_ray.drivers.checks.readable import rehearse
 from grm_ray.models.backbone import load_causal_lm, load_tokenizer
 from grm_ray.models.checkpoint import save_reward_model
 from grm_ray.models.reward_model import RewardModel

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from grm_ray.config.serve import Limits
-from grm_ray.models.reading import RewardReader, RewardReaders
+from grm_ray.models.reward_reader import RewardReader, RewardReaders
 from grm_ray.runtime.http_service import app
 from grm_ray.runtime.service import Refused
 from tests.fuzzing import values

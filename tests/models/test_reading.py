@@ -13,8 +13,8 @@ from grm_ray.data.chat import ScoringContract
 from grm_ray.data.tables import ROLLOUTS
 from grm_ray.models.backbone import load_causal_lm, load_tokenizer
 from grm_ray.models.checkpoint import save_reward_model
-from grm_ray.models.reading import RewardReader
 from grm_ray.models.reward_model import RewardModel
+from grm_ray.models.reward_reader import RewardReader
 from grm_ray.models.scoring import score_rows
 from tests.conftest import WORDS, build_model
 

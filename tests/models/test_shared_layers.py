@@ -14,8 +14,8 @@ from grm_ray.data.chat import ScoringContract
 from grm_ray.data.packing import pack
 from grm_ray.models.backbone import hidden_states, load_causal_lm
 from grm_ray.models.checkpoint import save_reward_model
-from grm_ray.models.reading import RewardReader, RewardReaders
 from grm_ray.models.reward_model import RewardModel
+from grm_ray.models.reward_reader import RewardReader, RewardReaders
 from grm_ray.models.shared_layers import share_layers, share_weights
 
 LAYERS = 5

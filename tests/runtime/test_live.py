@@ -1,6 +1,6 @@
 import io
 
-from grm_ray.runtime.live import PPO_COLUMNS, RM_COLUMNS, LiveTable, fit
+from grm_ray.runtime.terminal_table import PPO_COLUMNS, RM_COLUMNS, LiveTable, fit
 
 STEP = {
     "step": 3,

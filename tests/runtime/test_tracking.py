@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from grm_ray.config.ends import NotWritten
+from grm_ray.runtime import metric_sinks
 from grm_ray.runtime.tracking import Tracker, check_backends
 
 TAGS = {"run": "demo", "job": "ppo"}
@@ -130,7 +131,7 @@ def test_a_view_that_fails_is_dropped_with_a_warning_and_the_run_goes_on(
         def close(self):
             raise AssertionError("dropped already")
 
-    monkeypatch.setitem(__import__("grm_ray.runtime.views").runtime.views.MAKERS, "wandb", Broken)
+    monkeypatch.setitem(metric_sinks.MAKERS, "wandb", Broken)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     # whatever earlier tests did to the root logger's level and handlers
     caplog.set_level("WARNING", logger="grm_ray")

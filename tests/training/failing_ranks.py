@@ -15,7 +15,7 @@ import torch
 
 from grm_ray.config.ends import NotWritten, RunStopped
 from grm_ray.data.packing import group_tokens, micro_batches
-from grm_ray.training.meeting import join_group
+from grm_ray.training.process_group import join_group
 from tests.training.ranks import PAIRS, build, drawn, losses, pairs_of, whole_weights
 
 STEPS, WRONG = 4, (1, 2)

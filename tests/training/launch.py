@@ -16,7 +16,7 @@ def launch(script, world, runs, folder, failing=False):
     Args:
         failing: one is expected to end with an error, and the others are not waited for then.
     """
-    from grm_ray.training.meeting import address
+    from grm_ray.training.process_group import address
 
     _, port = address()
     ranks, logs = [], [folder / f"{script.stem}-{world}-{rank}.log" for rank in range(world)]

@@ -20,7 +20,7 @@ from grm_ray.objectives.regularizers import grm_loss, sft
 from grm_ray.training import checkpoint
 from grm_ray.training.checkpoint import CheckpointMismatch
 from grm_ray.training.engine import ZeroEngine
-from grm_ray.training.meeting import join_group
+from grm_ray.training.process_group import join_group
 
 PAIRS, STEPS, HALF = 6, 20, 10
 # What each rank gets of a step's pairs, as micro-batches: these two splits take turns.

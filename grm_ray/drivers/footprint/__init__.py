@@ -1,0 +1,1 @@
+"""What `--dry-run` tells of memory and speed: `roles` lists them, `text` prints them."""

@@ -1,0 +1,1 @@
+"""Studies of training methods: `grid` lists the cells, `run` trains and judges each."""
