@@ -1,8 +1,9 @@
 # Every target makes what it needs: `make demo` and `make test` work in a fresh clone.
 PYTHON ?= python3
-EXTRAS ?= cpu,demo,dev
 BIN := .venv/bin
 comma := ,
+# Whoever has installed for GPUs goes on with that: the two builds of vLLM cannot lie side by side.
+EXTRAS ?= $(if $(wildcard .venv/installed-gpu*),gpu,cpu)$(comma)demo$(comma)dev
 INSTALLED := .venv/installed-$(subst $(comma),-,$(EXTRAS))
 BENCH_INSTALLED := .venv-bench/installed
 BENCH_PACKAGES := trl==1.16.0 transformers==5.19.0 peft==0.21.2 datasets==5.2.0
