@@ -262,14 +262,7 @@ class PolicyLoss:
             config.dual_clip,
         )
         policy = self._mean(policy_T * targets.weights_T, offsets_B1, tokens, rows)
-        penalty = chi = policy.new_zeros(())
-        if self._is_root:
-            rows_B = chi_squared(row_sums(logp_T - before.ref_logp_T, offsets_B1))
-            chi = rows_B.sum() / rows
-            penalty = targets.penalty * targets.slope * chi
-        elif not self._in_reward:
-            kl_T = kl_loss(logp_T, before.ref_logp_T, config.kl.estimator)
-            penalty = targets.penalty * self._mean(kl_T, offsets_B1, tokens, rows)
+        penalty, chi = self._penalty(logp_T, targets, tokens, rows)
         loss = policy + penalty
         entropy = policy.new_zeros(())
         if entropy_T is not None:
@@ -287,23 +280,19 @@ class PolicyLoss:
         with torch.no_grad():
             ratio_T = logp_T - before.logp_T
             error = (values_T - targets.returns_T).abs().sum() if self.has_critic else value
-            figures = (
-                policy,
-                value / tokens,
-                penalty,
-                clipped_T.float().sum() / tokens,
-                (ratio_T.exp() - 1 - ratio_T).sum() / tokens,
-                entropy,
-                targets.weights_T.sum() / tokens,
-                chi,
-                (logp_T - before.engine_logp_T).abs().sum() / tokens,
-                error / tokens,
-            )
-            return loss, {
-                name: float(x)
-                for name, x in zip(FIGURES, figures, strict=True)
-                if name in self.figures
+            figures = {
+                "loss/policy": policy,
+                "loss/value": value / tokens,
+                "loss/penalty": penalty,
+                "policy/clip_fraction": clipped_T.float().sum() / tokens,
+                "policy/approx_kl": (ratio_T.exp() - 1 - ratio_T).sum() / tokens,
+                "policy/full_entropy": entropy,
+                "policy/importance": targets.weights_T.sum() / tokens,
+                "policy/chi_squared": chi,
+                ENGINE_GAP: (logp_T - before.engine_logp_T).abs().sum() / tokens,
+                "value/error": error / tokens,
             }
+            return loss, {name: float(figures[name]) for name in self.figures}
 
     @property
     def figures(self) -> list[str]:
@@ -322,6 +311,21 @@ class PolicyLoss:
         # Of a root over the batch, the share of a micro-batch is no figure of its own.
         without.add("loss/penalty" if self._is_root else "policy/chi_squared")
         return [name for name in FIGURES if name not in without]
+
+    def _penalty(
+        self, logp_T: torch.Tensor, targets: Targets, tokens: float, rows: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shares of the penalty in the loss, and of the mean chi squared; 0 where there is none."""
+        before = targets.before
+        penalty = chi = logp_T.new_zeros(())
+        if self._is_root:
+            rows_B = chi_squared(row_sums(logp_T - before.ref_logp_T, before.offsets_B1))
+            chi = rows_B.sum() / rows
+            penalty = targets.penalty * targets.slope * chi
+        elif not self._in_reward:
+            kl_T = kl_loss(logp_T, before.ref_logp_T, self._config.kl.estimator)
+            penalty = targets.penalty * self._mean(kl_T, before.offsets_B1, tokens, rows)
+        return penalty, chi
 
     def _mean(
         self, x_T: torch.Tensor, offsets_B1: torch.Tensor, tokens: float, rows: float
