@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from html import escape
 
 from grm_ray.reporting.numbers import duration, pretty
 from grm_ray.reporting.plots import Series, line_chart, stacked_bars, thinned
@@ -34,11 +35,12 @@ class Chart:
     def html(self) -> str:
         items = "".join(
             f'<li><svg viewBox="0 0 22 12" aria-hidden="true">{_MARKS[s.marks].format(s.color)}'
-            f"</svg>{s.label}</li>"
+            f"</svg>{escape(s.label)}</li>"
             for s in self.series
         )
         legend = f'<ul class="legend">{items}</ul>' if items else ""
-        return f"<figure><figcaption><h3>{self.title}</h3>{legend}</figcaption>{self.svg}</figure>"
+        caption = f"<figcaption><h3>{escape(self.title)}</h3>{legend}</figcaption>"
+        return f"<figure>{caption}{self.svg}</figure>"
 
 
 def charts(run: Run) -> tuple[str, list[Chart]]:

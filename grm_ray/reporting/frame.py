@@ -13,6 +13,11 @@ WIDTH, HEIGHT = 480, 250
 LEFT, RIGHT, TOP, BOTTOM = 62, 12, 14, 38
 PLOT_W, PLOT_H = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
+# Means of equal numbers differ in their last digits: an axis over those has no ticks to tell apart.
+_ROUNDING = 1e-9
+# Beyond these, sums and steps of an axis leave what a float holds.
+_SMALLEST, _LARGEST = 1e-300, 1e300
+
 
 @dataclass
 class Frame:
@@ -64,9 +69,10 @@ def span(values: Sequence[float], margin: float, floor: bool = False) -> tuple[f
 
     `floor` leaves no room below: for axes that begin at zero.
     """
-    low, high = min(values), max(values)
-    if low == high:
-        room = abs(low) * 0.1 or 1.0
+    low, high = max(min(values), -_LARGEST), min(max(values), _LARGEST)
+    largest = max(abs(low), abs(high))
+    if high - low <= max(_ROUNDING * largest, _SMALLEST):
+        room = largest * 0.1 if largest > _SMALLEST else 1.0
         return (low if floor and low == 0 else low - room), high + room
     room = (high - low) * margin
     return (low if floor else low - room), high + room

@@ -1,8 +1,10 @@
+import math
 import re
 from xml.etree import ElementTree
 
 import pytest
 
+from grm_ray.reporting.curves import Chart
 from grm_ray.reporting.numbers import duration, pretty, tick_labels, ticks
 from grm_ray.reporting.plots import Series, change_bars, line_chart, stacked_bars, thinned
 
@@ -60,6 +62,21 @@ def test_one_point_and_a_constant_line_are_drawn_inside_the_frame():
         assert numbers and all(0 <= n <= 480 for n in numbers)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.1, math.nextafter(0.1, 1)],
+        [-1e6, math.nextafter(-1e6, 0)],
+        [0.0, 5e-324],
+        [-1.7e308, 1.7e308],
+        [0.5, 0.5 + 1e-8],
+    ],
+)
+def test_values_at_the_limits_of_a_float_are_drawn(values):
+    svg = line_chart("t", [Series("a", [1.0, 2.0], values)], "unit")
+    assert svg.count("<path") and "nan" not in svg and "inf" not in svg
+
+
 def test_nothing_known_draws_nothing():
     assert line_chart("t", [Series("a", [0, 1], [None, None])], "score") == ""
     assert stacked_bars("t", [], [], [], []) == ""
@@ -93,3 +110,5 @@ def test_changes_are_sorted_and_the_picked_ones_have_a_dot():
 def test_names_are_escaped():
     svg = line_chart("<b>", [Series("<script>", [0.0], [1.0])], "<u>")
     assert "<script>" not in svg and "<b>" not in svg and "<u>" not in svg
+    html = Chart("<b>", svg, [Series("<i>", [0.0], [1.0])]).html()
+    assert "<i>" not in html and "<b>" not in html
