@@ -6,6 +6,8 @@ import math
 
 import torch
 
+_ROUNDING = 1e-12  # of sums in fp64, relative
+
 
 class RunningNormalizer:
     """Mean and standard deviation of all scores so far, merged batch by batch.
@@ -27,7 +29,12 @@ class RunningNormalizer:
     @property
     def std(self) -> float:
         """Population standard deviation; 1 until two scores differ, so that dividing is safe."""
-        return (math.sqrt(self._squares / self.count) if self.count else 0.0) or 1.0
+        return self._spread() if self.spread_known else 1.0
+
+    @property
+    def spread_known(self) -> bool:
+        """Whether two scores differ, by more than the mean of equal ones is off by rounding."""
+        return self._spread() > _ROUNDING * abs(self.mean)
 
     def update(self, scores_B: torch.Tensor) -> None:
         """Take in a batch, which may be empty.
@@ -59,6 +66,9 @@ class RunningNormalizer:
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.count, self.mean = int(state["count"]), float(state["mean"])
         self._squares = float(state["squares"])
+
+    def _spread(self) -> float:
+        return math.sqrt(self._squares / self.count) if self.count else 0.0
 
     def _merge(self, count: int, mean: float, squares: float) -> None:
         delta, total = mean - self.mean, self.count + count
@@ -181,7 +191,7 @@ def clip_to_spread(
     """
     if not width > 0.0:
         raise ValueError(f"a width must be above 0, not {width}")
-    if not seen._squares:
+    if not seen.spread_known:
         return scores_B
     return scores_B.clamp(seen.mean - width * seen.std, seen.mean + width * seen.std)
 

@@ -58,6 +58,17 @@ def test_before_two_scores_differ_only_the_mean_is_taken_off() -> None:
     assert normalizer.normalize(torch.tensor([5.0, 7.0])).tolist() == [0.0, 2.0]
 
 
+def test_equal_scores_whose_mean_is_rounded_have_no_spread() -> None:
+    normalizer = RunningNormalizer()
+    for _ in range(3):
+        normalizer.update(torch.full((7,), 0.7))
+    assert not normalizer.spread_known and normalizer.std == 1.0
+    held_B = clip_to_spread(torch.tensor([0.2, 0.7]), normalizer)
+    assert held_B.tolist() == torch.tensor([0.2, 0.7]).tolist()
+    normalizer.update(torch.tensor([0.7001]))
+    assert normalizer.spread_known and normalizer.std < 1e-4
+
+
 def test_state_survives_json_bit_for_bit() -> None:
     normalizer, restored = RunningNormalizer(), RunningNormalizer()
     normalizer.update(_scores())
