@@ -8,13 +8,14 @@ then and whenever it comes again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import queue
 import threading
 import time
 from collections import OrderedDict, deque
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -233,7 +234,7 @@ class ScoringService(threading.Thread):
 
     def _fail(self, request: _Request, error: Exception) -> None:
         self._done(request)
-        if not request.future.done():
+        with contextlib.suppress(InvalidStateError):  # its client may leave at any moment
             request.future.set_exception(error)
 
     def _done(self, request: _Request) -> None:
