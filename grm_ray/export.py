@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from grm_ray.config.load import ConfigError
+from grm_ray.runtime.disk import check_place
 
 FORMATS = ("sequence-classification", "adapter", "folder")
 
@@ -71,13 +71,13 @@ def _check(given: argparse.Namespace) -> None:
     """
     if given.target.exists() and (not given.target.is_dir() or any(given.target.iterdir())):
         raise ConfigError(f"{given.target} is there already; name a new folder")
-    above = next(
-        path
-        for path in (given.target.absolute(), *given.target.absolute().parents)
-        if path.exists()
-    )
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise ConfigError(f"{given.target} cannot be made: {above} is no folder to write in")
+    target = given.target.absolute()
+    if Path(given.model).absolute() in target.parents:
+        raise ConfigError(f"{given.target} lies inside the model's folder; name another place")
+    try:
+        check_place(target)
+    except OSError as error:
+        raise ConfigError(f"{given.target} cannot be made: {error.strerror or error}") from None
     if given.push_to_hub is None:
         if given.private:
             raise ConfigError("--private goes with --push-to-hub")

@@ -94,6 +94,15 @@ def test_what_cannot_be_had_is_refused_in_one_line(saved, tmp_path, capsys):
     assert (tmp_path / "full" / "thesis.tex").exists() and not new.exists()
 
 
+@pytest.mark.parametrize(
+    ("place", "why"), [("linear/new", "inside the model's folder"), ("file/x", "cannot be made")]
+)
+def test_a_place_where_nothing_can_be_written_is_refused(saved, capsys, place, why):
+    (saved / "file").write_text("")
+    assert why in refused(capsys, saved / "linear", saved / place)
+    assert not (saved / "linear" / "new").exists()
+
+
 def test_a_folder_that_was_changed_is_refused(saved, tmp_path, capsys):
     broken = tmp_path / "broken"
     broken.mkdir()
