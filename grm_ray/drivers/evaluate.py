@@ -42,7 +42,7 @@ def run(config: EvaluateJob, resume: bool = False) -> Path:
     kept: dict[str, dict[str, pa.Table]] = {model: {} for model in config.models}
     for name, source in config.sets.items():
         found, refused = scoring.without_refused({m: tables[m][name] for m in tables})
-        quarantine.add_many(source.path, refused, "no score: refused by a chat template")
+        quarantine.add_many(source.path, refused, scoring.NO_SCORE)
         for model, table in found.items():
             kept[model][name] = table
         if not next(iter(found.values())).num_rows:
@@ -61,11 +61,14 @@ def judge(config: EvaluateJob, tables: dict[str, dict[str, pa.Table]]) -> dict[s
     }
     first = next(iter(tables.values()))
     for name, ensemble in config.ensembles.items():
-        scores = judging.combine(
-            [tables[member] for member in ensemble.members],
-            ensemble.aggregate,
-            ensemble.reference or next(iter(config.sets)),
-        )
+        try:
+            scores = judging.combine(
+                [tables[member] for member in ensemble.members],
+                ensemble.aggregate,
+                ensemble.reference or next(iter(config.sets)),
+            )
+        except ValueError as error:
+            raise ConfigError(f"ensembles.{name}: {error}") from None
         found[name] = {s: judging.contests(table, scores[s]) for s, table in first.items()}
     baseline = config.baseline or next(iter(found))
     return {

@@ -68,7 +68,7 @@ def combine(
     try:
         scale = MemberNormalizer.fit(scores(reference))
     except ValueError as error:
-        raise ValueError(f"ensemble, set '{reference}': {error}") from None
+        raise ValueError(f"set '{reference}': {error}") from None
     return {name: reduce(scale.normalize(scores(name))).numpy() for name in members[0]}
 
 

@@ -46,6 +46,8 @@ TEXTS = pa.schema(
     ]
 )
 ROWS_PER_BATCH = 64
+# Why a contest is left out (`without_refused`).
+NO_SCORE = "no score: refused by a chat template, or not a finite number"
 
 
 def key(identity: str, source: Source, digest: str, seed: int, dtype: str) -> str:
@@ -61,10 +63,10 @@ def key(identity: str, source: Source, digest: str, seed: int, dtype: str) -> st
 
 
 def without_refused(tables: Mapping[str, pa.Table]) -> tuple[dict[str, pa.Table], int]:
-    """model -> its `SCORED`, without the contests that any model's template refused; how many."""
+    """model -> its `SCORED`, without the contests that any model gave no finite score; how many."""
     refused = np.zeros(next(iter(tables.values())).num_rows, dtype=bool)
     for table in tables.values():
-        refused |= np.isnan(table["score"].to_numpy())
+        refused |= ~np.isfinite(table["score"].to_numpy())
     contests = next(iter(tables.values()))["contest"].to_numpy()
     gone = np.unique(contests[refused])
     kept = pa.array(~np.isin(contests, gone))

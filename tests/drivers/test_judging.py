@@ -8,7 +8,7 @@ import pytest
 
 from grm_ray.config.schema import Source
 from grm_ray.drivers import judging
-from grm_ray.drivers.scoring import SCORED
+from grm_ray.drivers.scoring import SCORED, without_refused
 
 
 def table(*contests, subset="a"):
@@ -59,6 +59,16 @@ def test_an_ensemble_of_equals_is_its_member():
     alone = judging.judged(judging.contests(member["s"]), "trl")["accuracy"]
     together = judging.judged(judging.contests(member["s"], scores), "trl")["accuracy"]
     assert alone == together
+
+
+def test_a_contest_that_a_model_gives_no_finite_score_is_left_out_of_all():
+    a = table(([1], [0]), ([np.nan], [0]), ([2], [0]))
+    b = table(([1], [0]), ([1], [0]), ([np.inf], [0]))
+    kept, gone = without_refused({"a": a, "b": b})
+    assert gone == 2 and {m: set(t["contest"].to_pylist()) for m, t in kept.items()} == {
+        "a": {0},
+        "b": {0},
+    }
 
 
 def test_a_member_without_an_opinion_is_refused():

@@ -61,10 +61,8 @@ def run(config: CurateJob, resume: bool = False) -> Path:
         place = f"fold {ballot.fold + 1} of {config.folds}, voter {ballot.voter + 1}"
         print(place, flush=True)
         votes_PM[ballot.inside_P, ballot.voter] = _votes(config, folder, ballot)
-    kept_P = ~np.isnan(votes_PM).any(axis=1)
-    quarantine.add_many(
-        config.data.path, int((~kept_P).sum()), "no score: refused by a chat template"
-    )
+    kept_P = np.isfinite(votes_PM).all(axis=1)
+    quarantine.add_many(config.data.path, int((~kept_P).sum()), scoring.NO_SCORE)
     quarantine.write(folder / "quarantine.jsonl")
     if not kept_P.any():
         raise ConfigError(f"{config.data.path}: no pair got a vote")
@@ -98,7 +96,7 @@ def _votes(config: CurateJob, folder: Path, ballot: Ballot) -> np.ndarray:
         (scores,) = (judged / "scores" / "model").glob("fold-*.parquet")
         scoring.write(scoring.read(scores), file)
     found_P = _margins(scoring.read(file), len(asked.chosen), file)[asked.row_P] * asked.sign_P
-    given_P = found_P[~np.isnan(found_P)]
+    given_P = found_P[np.isfinite(found_P)]
     if not len(given_P):
         raise ConfigError(f"{file}: the voter's chat template refuses every pair of the fold")
     print(f"  agrees with {100 * float((given_P > 0).mean()):.1f} % of the labels", flush=True)

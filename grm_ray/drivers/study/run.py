@@ -92,7 +92,7 @@ def summary(config: StudyJob, cells: list[Cell], folder: Path) -> dict[str, Any]
         "models": models,
         "repetitions": {"factor": config.repeat, "choices": list(config.vary[config.repeat])},
         **judging.of_repetitions(found, config.sets, baselines, ensembles),
-        "left_out": {"no score: refused by a chat template": refused} if refused else {},
+        "left_out": {scoring.NO_SCORE: refused} if refused else {},
     }
 
 
