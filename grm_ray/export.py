@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 
 FORMATS = ("sequence-classification", "adapter", "folder")
 

@@ -7,10 +7,9 @@ from decimal import Decimal
 from typing import Any
 
 from grm_ray.config.schema import Source
-from grm_ray.data.adapters import Adapter, Unusable
+from grm_ray.data.adapters import Adapter
 from grm_ray.data.chat import Message
-from grm_ray.data.files import BadRow
-from grm_ray.data.records import Answer, Contest, Rated, Turns
+from grm_ray.data.records import Answer, BadRow, Contest, Rated, Turns
 
 _LARGEST = 3.4e38
 
@@ -92,8 +91,6 @@ def _require_object(row: Any) -> dict[str, Any]:
 def _converted(convert: Callable[[Any], Any], row: Any) -> dict[str, Any]:
     try:
         return convert(list(row) if isinstance(row, tuple) else _require_object(row))
-    except Unusable as error:
-        raise BadRow(str(error)) from None
     except BadRow:
         raise  # a ValueError too
     except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.reward_model import PairData
 from grm_ray.config.schema import Source
 from grm_ray.data import selection, sources

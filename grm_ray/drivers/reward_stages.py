@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from grm_ray.config import registry
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.rewards import Named, Reward, RewardStage
 from grm_ray.models.checkpoint import check_reward_model
 from grm_ray.rewards.pipeline import Answers, RewardPipeline, Stage

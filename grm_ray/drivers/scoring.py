@@ -20,7 +20,7 @@ import ray
 
 from grm_ray.config.judging import Scoring
 from grm_ray.config.schema import Source, Workers
-from grm_ray.data.sources import Contest
+from grm_ray.data.records import Contest
 from grm_ray.runtime import cluster
 from grm_ray.runtime.placement import Bundle
 from grm_ray.runtime.pool import Pool, PoolFailed, Work

@@ -20,7 +20,7 @@ import uvicorn
 import yaml
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.schema import PairSource
 from grm_ray.config.serve import ServeJob
 from grm_ray.data import sources

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.schema import Dtype, Lora, Model
 from grm_ray.data.packing import Packed
 from grm_ray.models.embedded import EMBEDDED_NAME as EMBEDDED

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from grm_ray.config.ends import NotWritten
+from grm_ray.config.errors import NotWritten
 
 # What a full or unwritable disk leads to: torch's own writer knows RuntimeError only.
 FAILURES = (OSError, SafetensorError)

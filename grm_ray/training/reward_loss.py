@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.registry import resolve, wants
 from grm_ray.config.reward_model import PreferenceLoss
 from grm_ray.data.packing import Group, pack

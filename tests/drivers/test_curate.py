@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.judging import CurateJob
-from grm_ray.config.load import ConfigError
 from grm_ray.data.sources import Quarantine
 from grm_ray.drivers import scoring
 from grm_ray.drivers.checks.check import check

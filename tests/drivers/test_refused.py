@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from grm_ray.config.ends import RunStopped
+from grm_ray.config.errors import RunStopped
 from grm_ray.config.ppo import PpoJob
 from grm_ray.drivers.ppo.refused import Refused, told_of_gaps, told_of_untrue, without_gaps
 from grm_ray.drivers.ppo.rewards import PolicyRewards

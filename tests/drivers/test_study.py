@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.judging import StudyJob
-from grm_ray.config.load import ConfigError
 from grm_ray.data.sources import Quarantine
 from grm_ray.drivers import scoring
 from grm_ray.drivers.checks.check import check

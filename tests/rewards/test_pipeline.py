@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.rewards import Reward
 from grm_ray.drivers.reward_stages import build, check, references, rules_of
 from grm_ray.rewards.pipeline import Answers

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.reward_model import PreferenceLoss
 from grm_ray.config.schema import Head, Model
 from grm_ray.models.backbone import load_causal_lm

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from grm_ray.config.best_of_n import BestOfNJob, ProxyEnsemble
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.drivers import reward_stages
 from grm_ray.drivers.best_of_n.shards import column
 from grm_ray.rewards.aggregate import MemberNormalizer

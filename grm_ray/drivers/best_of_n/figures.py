@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from grm_ray.config.best_of_n import BestOfNJob
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.drivers.best_of_n.ensembles import Answers, Ensembles, described, fit
 from grm_ray.drivers.best_of_n.shards import (
     REFUSED,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.judging import CurateJob, JudgeWorkers, Scoring, StudyJob
-from grm_ray.config.load import ConfigError
 from grm_ray.config.overoptimization import OveroptimizationJob
 from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.config.schema import Job

@@ -10,8 +10,8 @@ from typing import Any
 
 from grm_ray.config import registry
 from grm_ray.config.best_of_n import BestOfNJob
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.judging import EvaluateJob
-from grm_ray.config.load import ConfigError
 from grm_ray.config.ppo import PpoJob
 from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.config.schema import Job, Model, Source

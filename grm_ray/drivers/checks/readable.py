@@ -9,11 +9,12 @@ from typing import Any
 import jinja2
 
 from grm_ray.config import registry
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.ppo import PpoJob
 from grm_ray.config.schema import Job
 from grm_ray.data.files import is_hub
-from grm_ray.data.sources import Prompt, Quarantine
+from grm_ray.data.records import Prompt
+from grm_ray.data.sources import Quarantine
 from grm_ray.drivers.ppo.prompts import read_prompts
 from grm_ray.models import backbone
 from grm_ray.models.checkpoint import local_folder, reward_contract

@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.judging import CurateJob
-from grm_ray.config.load import ConfigError, dump
+from grm_ray.config.load import dump
 from grm_ray.data import curate
 from grm_ray.data.records import Pair
 from grm_ray.data.sources import Quarantine

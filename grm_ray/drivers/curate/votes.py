@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.judging import CurateJob
-from grm_ray.config.load import ConfigError, validate
+from grm_ray.config.load import validate
 from grm_ray.config.reward_model import PairData, RewardModelJob
 from grm_ray.config.schema import Source
 from grm_ray.data import curate, survey

@@ -8,7 +8,7 @@ from typing import Any
 
 from grm_ray.config import registry
 from grm_ray.config.best_of_n import ProxyEnsemble
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.overoptimization import OveroptimizationJob
 from grm_ray.config.reward_model import PairData
 from grm_ray.drivers.best_of_n.ensembles import check_ensemble

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from grm_ray.config import registry
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.overoptimization import OveroptimizationJob
 from grm_ray.config.schema import Source
 from grm_ray.data import files, sources

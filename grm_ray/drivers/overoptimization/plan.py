@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from grm_ray.config.best_of_n import BestOfNJob
-from grm_ray.config.load import ConfigError, apply, validate
+from grm_ray.config.errors import ConfigError
+from grm_ray.config.load import apply, validate
 from grm_ray.config.overoptimization import OveroptimizationJob, Proxy
 from grm_ray.config.ppo import PpoJob
 from grm_ray.config.reward_model import RewardModelJob

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from grm_ray.config.ends import RunStopped
+from grm_ray.config.errors import RunStopped
 from grm_ray.config.load import dump
 from grm_ray.config.overoptimization import OveroptimizationJob
 from grm_ray.data.sources import Quarantine

@@ -16,11 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.schema import Source
 from grm_ray.data import files, parse
-from grm_ray.data.files import BadRow
-from grm_ray.data.records import Prompt, prompt_id
+from grm_ray.data.records import BadRow, Prompt, prompt_id
 from grm_ray.data.sources import Quarantine
 from grm_ray.drivers.ppo.step import Gathering
 from grm_ray.drivers.ppo.stream import Stream

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from grm_ray.config.ends import RunStopped
+from grm_ray.config.errors import RunStopped
 from grm_ray.drivers.ppo.step import Step
 from grm_ray.runtime.disk import writing
 

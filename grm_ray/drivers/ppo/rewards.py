@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.ppo import PpoJob
 from grm_ray.data.order import EpochOrder
 from grm_ray.drivers import reward_stages

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from grm_ray.config.ppo import PpoJob
-from grm_ray.data.sources import Prompt, Quarantine
+from grm_ray.data.records import Prompt
+from grm_ray.data.sources import Quarantine
 from grm_ray.drivers.checks.check import check
 from grm_ray.drivers.checks.jobs import look_up
 from grm_ray.drivers.checks.plan import bundles_of

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.judging import StudyJob
-from grm_ray.config.load import ConfigError, apply, validate
+from grm_ray.config.load import apply, validate
 from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.drivers.job_key import Keys, precision
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.judging import StudyJob
-from grm_ray.config.load import ConfigError, dump
+from grm_ray.config.load import dump
 from grm_ray.data import sources
 from grm_ray.data.sources import Quarantine
 from grm_ray.drivers import judging, scoring, subjobs
