@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import ray
 
-from grm_ray.config.judging import Scoring
+from grm_ray.config.judging import JudgeScoring
 from grm_ray.config.schema import Source, Workers
 from grm_ray.data.records import Contest
 from grm_ray.runtime import cluster
@@ -73,7 +73,7 @@ def without_refused(tables: Mapping[str, pa.Table]) -> tuple[dict[str, pa.Table]
 
 def start_scorers(
     model: str,
-    scoring: Scoring,
+    scoring: JudgeScoring,
     workers: Workers,
     placed: Any,
     wanted: list[Bundle],

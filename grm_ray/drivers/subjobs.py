@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from grm_ray.config.errors import ConfigError
-from grm_ray.config.judging import EvaluateJob, JudgeWorkers, Scoring
+from grm_ray.config.judging import EvaluateJob, JudgeScoring, JudgeWorkers
 from grm_ray.config.load import dump
 from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.config.schema import Job, Source
@@ -54,7 +54,7 @@ def train(job: RewardModelJob, file: Path) -> Path:
 def judge(
     model: Path,
     sets: dict[str, Source],
-    scoring: Scoring,
+    scoring: JudgeScoring,
     workers: JudgeWorkers,
     folder: Path,
     like: Job,

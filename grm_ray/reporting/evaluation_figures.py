@@ -14,7 +14,7 @@ LONGER = "the longer answer wins"
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportSection:
     """Tables under a title, and what their figures mean; `folded` hides them behind the title."""
 
     title: str

@@ -18,7 +18,7 @@ from grm_ray.rewards.aggregate import MemberNormalizer
 
 
 @dataclass(frozen=True)
-class Answers:
+class ShardScores:
     """One shard's prompts that have a finite score of every model.
 
     Attributes:
@@ -74,7 +74,7 @@ def check_ensemble(where: str, ensemble: ProxyEnsemble) -> None:
         raise ConfigError(f"{where}: {error}") from None
 
 
-def fit(config: BestOfNJob, shards: Iterable[tuple[Path, Answers]]) -> Ensembles:
+def fit(config: BestOfNJob, shards: Iterable[tuple[Path, ShardScores]]) -> Ensembles:
     """Each member's mean and deviation over all answers, which one reading of the shards gives.
 
     Raises:

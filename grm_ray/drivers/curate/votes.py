@@ -25,7 +25,7 @@ from grm_ray.data.sources import Quarantine
 from grm_ray.drivers.job_key import Keys, precision
 
 
-class Pairs:
+class PairReader:
     """The pairs that `data` chooses (`limit`, `pairs_per_prompt`, `shuffle`, `flip`), read anew
     each time; those with an answer of several turns are left out."""
 
@@ -105,7 +105,7 @@ class Ballot:
         return folder / "votes" / f"{self.job.name}.parquet"
 
 
-def ballots(config: CurateJob, folder: Path, pairs: Pairs) -> Iterator[Ballot]:
+def ballots(config: CurateJob, folder: Path, pairs: PairReader) -> Iterator[Ballot]:
     """Every voter of every fold, once the files of its fold are written.
 
     Raises:
@@ -129,7 +129,7 @@ def ballots(config: CurateJob, folder: Path, pairs: Pairs) -> Iterator[Ballot]:
 
 
 def _write_fold(
-    folder: Path, pairs: Pairs, fold_P: np.ndarray, fold: int
+    folder: Path, pairs: PairReader, fold_P: np.ndarray, fold: int
 ) -> tuple[tuple[Path, Path], Asked]:
     """Files of the pairs outside the fold, to train on, and of those inside, to vote on."""
     folder.mkdir(exist_ok=True)

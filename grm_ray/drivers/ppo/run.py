@@ -29,7 +29,7 @@ from grm_ray.drivers.ppo.guard import Watch
 from grm_ray.drivers.ppo.held_out import HeldOut, change_of_true_reward, save_samples
 from grm_ray.drivers.ppo.identity import identity_of
 from grm_ray.drivers.ppo.prompts import encoded, read_prompts
-from grm_ray.drivers.ppo.refused import Refused
+from grm_ray.drivers.ppo.refused import RefusedLog
 from grm_ray.drivers.ppo.rewards import PolicyRewards
 from grm_ray.drivers.ppo.stream import Stream
 from grm_ray.drivers.ppo.update import begin_update
@@ -83,7 +83,7 @@ def run(config: PpoJob, resume: bool = False) -> Path:
             cast = PpoCast(
                 config, folder, path, placed, wanted, list(fingerprints.values()), table.message
             )
-            driver = _Driver(config, folder, cast, snapshots, identity, table)
+            driver = PpoRun(config, folder, cast, snapshots, identity, table)
             try:
                 driver.prepare(train, held_out, canaries, path, quarantine, saved)
                 driver.train()
@@ -92,7 +92,7 @@ def run(config: PpoJob, resume: bool = False) -> Path:
         return write_report(folder)
 
 
-class _Driver:
+class PpoRun:
     def __init__(
         self,
         config: PpoJob,
@@ -125,7 +125,7 @@ class _Driver:
             lambda done, rows: table.status("answers to compare with", done, rows),
         )
         self._watch = Watch(config.guard)
-        self._refused = Refused(folder)
+        self._refused = RefusedLog(folder)
         self._learned = States(
             {"kl": self._kl, "rewards": self._rewards.pipeline, "watch": self._watch}
         )
