@@ -22,7 +22,7 @@ SHARE = (0.0, 1.0)
 
 
 def contests(table: pa.Table, scores: np.ndarray | None = None) -> list[ScoredContest]:
-    """The contests of a `SCORED` table (`drivers.scoring`); `scores` in place of its own."""
+    """The contests of a `SCORED` table (`data.tables`); `scores` in place of its own."""
     if not table.num_rows:
         return []
     values = scores if scores is not None else table["score"].to_numpy()

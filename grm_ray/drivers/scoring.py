@@ -21,30 +21,12 @@ import ray
 from grm_ray.config.judging import JudgeScoring
 from grm_ray.config.schema import Source, Workers
 from grm_ray.data.records import Contest
+from grm_ray.data.tables import SCORED, TEXTS
 from grm_ray.runtime import cluster
 from grm_ray.runtime.placement import Bundle
 from grm_ray.runtime.pool import Pool, PoolFailed, Work
 from grm_ray.workers.scorer import Scorer
 
-# One row an answer, contest by contest.
-SCORED = pa.schema(
-    [
-        ("contest", pa.int32()),
-        ("chosen", pa.bool_()),
-        ("score", pa.float32()),
-        ("characters", pa.int32()),  # of the answer's text: a length that no tokenizer decides
-        ("subset", pa.string()),
-        ("prompt_id", pa.string()),
-    ]
-)
-# What a scorer reads of an answer.
-TEXTS = pa.schema(
-    [
-        ("group", pa.int32()),  # of the contest: its answers are cut to fit together
-        ("messages", pa.string()),
-        ("response", pa.string()),
-    ]
-)
 ROWS_PER_BATCH = 64
 
 

@@ -105,7 +105,7 @@ class RewardReader:
         )
 
     def judge(self, texts: pa.Table) -> np.ndarray:
-        """Scores of `TEXTS` (`drivers.scoring`), in their order.
+        """Scores of `TEXTS` (`data.tables`), in their order.
 
         The answers of one group are cut to fit as training cuts a pair: with one common prompt. A
         group that the chat template refuses has NaN scores.

@@ -12,12 +12,12 @@ from pydantic import ValidationError
 from grm_ray.config.errors import ConfigError
 from grm_ray.config.judging import CurateJob
 from grm_ray.data.sources import Quarantine
+from grm_ray.data.tables import SCORED
 from grm_ray.drivers import scoring
 from grm_ray.drivers.checks.check import check
 from grm_ray.drivers.curate import run as curate
 from grm_ray.drivers.curate.votes import PairReader
 from grm_ray.drivers.curate.votes import ballots as in_folds
-from grm_ray.drivers.scoring import SCORED
 from grm_ray.runtime.placement import Node
 from tests.conftest import rows
 

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from grm_ray.config.schema import Source
+from grm_ray.data.tables import SCORED
 from grm_ray.drivers import judging
-from grm_ray.drivers.scoring import SCORED
 
 
 def table(*contests, subset="a"):
