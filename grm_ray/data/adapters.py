@@ -7,15 +7,13 @@ conversations. `BadRow` says why a row gives no pair. `data.*.format` in a confi
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
 from grm_ray.config.schema import Source
-from grm_ray.data.records import BadRow
+from grm_ray.data.records import BadRow, number
 
 Row = dict[str, Any]
 Hub = dict[str, Any]  # arguments of datasets.load_dataset
@@ -104,7 +102,7 @@ def _unified_feedback(row: Row) -> Row:
     return {
         "chosen": chosen,
         "rejected": rejected,
-        "margin": abs(_number(first, "conv_A_rating") - _number(second, "conv_B_rating")),
+        "margin": abs(number(first, "conv_A_rating") - number(second, "conv_B_rating")),
         "subset": row.get("source"),
     }
 
@@ -113,7 +111,7 @@ def _preference_700k(row: Row) -> Row:
     """hendrydong/preference_700K: two conversations; in some rows scores, of many scales."""
     scores = row.get("chosen_score"), row.get("rejected_score")
     lacking = any(score is None or score != score for score in scores)  # NaN: as null
-    gap = None if lacking else _number(scores[0], "score") - _number(scores[1], "score")
+    gap = None if lacking else number(scores[0], "score") - number(scores[1], "score")
     margin = gap if gap is not None and gap > 0 else None
     return {"chosen": row["chosen"], "rejected": row["rejected"], "margin": margin}
 
@@ -122,7 +120,7 @@ def _helpsteer2(rows: list[Row]) -> Row:
     """nvidia/HelpSteer2: two graded answers to a prompt, in neighbouring rows."""
     if len(rows) < 2:
         raise BadRow("only one answer to its prompt")
-    grades = [_number(row["helpfulness"], "helpfulness") for row in rows]
+    grades = [number(row["helpfulness"], "helpfulness") for row in rows]
     if grades[0] == grades[1]:
         raise BadRow("tie: equally helpful")
     better, worse = rows if grades[0] > grades[1] else rows[::-1]
@@ -140,7 +138,7 @@ def _helpsteer2_graded(row: Row) -> Row:
 
 def _helpsteer2_preference(row: Row) -> Row:
     """HelpSteer2-Preference: strength -3 (response 1 much better) to 3 (response 2 much better)."""
-    strength = _number(row["preference_strength"], "preference_strength")
+    strength = number(row["preference_strength"], "preference_strength")
     if strength == 0:
         raise BadRow("tie: preference_strength 0")
     answers = (row["response_1"], row["response_2"])
@@ -177,7 +175,7 @@ def _mt_bench_human(row: Row) -> Row:
         raise BadRow("tie")
     if row["winner"] not in ("model_a", "model_b"):
         raise BadRow(f"no winner: {row['winner']!r}")
-    turn = int(_number(row["turn"], "turn"))
+    turn = int(number(row["turn"], "turn"))
     made = _mt_bench_human_authors(row)
     for side in ("chosen", "rejected"):
         if len(made[side]) < 2 * turn:
@@ -235,16 +233,6 @@ def _reward_math(rows: list[Row]) -> Row:
 
 def _copied(row: Row, *names: str) -> Row:
     return {name: row[name] for name in names}
-
-
-def _number(value: Any, name: str) -> float:
-    try:
-        plain = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
-        if plain and math.isfinite(value):
-            return float(value)
-    except OverflowError:  # an integer that no float can hold
-        pass
-    raise BadRow(f"'{name}' is no number: {type(value).__name__}")
 
 
 def _columns(names: str) -> frozenset[str]:

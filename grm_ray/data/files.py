@@ -89,10 +89,15 @@ def named(columns: set[str]) -> str:
     return "columns " + ", ".join(f"'{c}'" for c in sorted(columns))
 
 
+def looks_like_hub_id(path: str) -> bool:
+    """`owner/name`, whatever lies here."""
+    return path.count("/") == 1 and not path.startswith((".", "/", "~"))
+
+
 def is_hub(path: str) -> bool:
     """`owner/name`, with no such file or folder here and no data file's ending."""
     local = Path(path).expanduser()
-    looks = path.count("/") == 1 and not path.startswith((".", "/", "~"))
+    looks = looks_like_hub_id(path)
     return looks and not local.exists() and not path.endswith(SUFFIXES) and not _is_pattern(path)
 
 

@@ -13,12 +13,11 @@ import torch
 from grm_ray.config.schema import Source
 from grm_ray.rewards.aggregate import MemberNormalizer, mean, minimum
 from grm_ray.study import preferences, repetitions, suites
-from grm_ray.study.intervals import Interval
+from grm_ray.study.intervals import SHARE, Interval
 from grm_ray.study.preferences import ScoredContest
 
 # Of each training of one model: the same contests, with that training's scores.
 Repetitions = Sequence[Sequence[ScoredContest]]
-SHARE = (0.0, 1.0)
 
 
 def contests(table: pa.Table, scores: np.ndarray | None = None) -> list[ScoredContest]:

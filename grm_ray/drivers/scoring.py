@@ -20,7 +20,7 @@ import ray
 
 from grm_ray.config.judging import JudgeScoring
 from grm_ray.config.schema import Source, Workers
-from grm_ray.data.records import Contest
+from grm_ray.data.records import Contest, as_messages, as_turns
 from grm_ray.data.tables import SCORED, TEXTS
 from grm_ray.runtime import cluster
 from grm_ray.runtime.placement import Bundle
@@ -150,8 +150,8 @@ def _batches(contests: Iterable[Contest]) -> Iterator[tuple[pa.Table, pa.Table]]
         sides += [(answer, False) for answer in contest.rejected]
         for answer, chosen in sides:
             # Of two dialogues that part early, all turns but the last are context.
-            turns = (("assistant", answer),) if isinstance(answer, str) else answer
-            messages = [{"role": r, "content": c} for r, c in (*contest.prompt, *turns[:-1])]
+            turns = as_turns(answer)
+            messages = as_messages((*contest.prompt, *turns[:-1]))
             texts.append(
                 {
                     "group": number,

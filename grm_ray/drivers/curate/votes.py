@@ -20,7 +20,7 @@ from grm_ray.config.load import validate
 from grm_ray.config.reward_model import PairData, RewardModelJob
 from grm_ray.config.schema import Source
 from grm_ray.data import curate, survey
-from grm_ray.data.records import Pair
+from grm_ray.data.records import Pair, as_messages
 from grm_ray.data.sources import Quarantine
 from grm_ray.drivers.job_key import Keys, precision
 
@@ -146,9 +146,8 @@ def _write_fold(
 
 def row(pair: Pair) -> dict[str, Any]:
     """A pair in the common format."""
-    messages = [{"role": role, "content": content} for role, content in pair.prompt]
     return {
-        "prompt": messages,
+        "prompt": as_messages(pair.prompt),
         "chosen": pair.chosen,
         "rejected": pair.rejected,
         "margin": pair.margin,

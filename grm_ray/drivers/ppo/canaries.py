@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from grm_ray.config.errors import ConfigError
 from grm_ray.config.schema import Source
 from grm_ray.data import files, parse
-from grm_ray.data.records import BadRow, Prompt, prompt_id
+from grm_ray.data.records import BadRow, Prompt, as_messages, prompt_id
 from grm_ray.data.sources import Quarantine
 from grm_ray.drivers.ppo.step import Gathering
 from grm_ray.drivers.ppo.stream import Stream
@@ -62,7 +62,7 @@ def read_canaries(source: Source, quarantine: Quarantine) -> list[Canary]:
             raise ConfigError(
                 f"{file}, line {line}: matches: {shown} is no regular expression ({error})"
             ) from None
-        name = prompt_id([{"role": role, "content": said} for role, said in turns])
+        name = prompt_id(as_messages(turns))
         if name in found:
             raise ConfigError(f"{file}, line {line}: this prompt stands there already")
         found[name] = Canary(Prompt(name, turns), pattern)
