@@ -138,8 +138,7 @@ def _local(source: Source, columns: AbstractSet[str]) -> list[Path]:
     """The files of a source, in the order of their names."""
     if source.path == "demo":
         name = "preferences.jsonl" if "chosen" in columns else "prompts.jsonl"
-        path = DEMO / name
-        return [path if path.exists() else DEMO / f"{name}.gz"]
+        return [DEMO / name]
     path = Path(source.path).expanduser()
     if path.is_dir():
         return _shards(path, source)
