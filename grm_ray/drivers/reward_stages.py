@@ -18,7 +18,6 @@ from grm_ray.rewards.pipeline import PipelineInput, RewardPipeline, Stage
 from grm_ray.workers import rules
 
 CONJUNCTION = "conjunction"
-# What a stage may ask for of the answers; its first parameter is the reward so far.
 # After these a reward is on another scale than the references' scores.
 RESCALING = frozenset({"normalize", "range", "clip", "clip_to_spread", "tanh", "factor"})
 # Trials of a pipeline on made-up answers, and how many each has.
