@@ -25,6 +25,11 @@ class RunningNormalizer:
         self._squares = 0.0  # sum of squared deviations from the mean
 
     @property
+    def spread_known(self) -> bool:
+        """Whether two scores have differed yet."""
+        return self._squares > 0.0
+
+    @property
     def std(self) -> float:
         """Population standard deviation; 1 until two scores differ, so that dividing is safe."""
         return (math.sqrt(self._squares / self.count) if self.count else 0.0) or 1.0
@@ -176,7 +181,7 @@ def clip_to_spread(
     """
     if not width > 0.0:
         raise ValueError(f"a width must be above 0, not {width}")
-    if not seen._squares:
+    if not seen.spread_known:
         return scores_B
     return scores_B.clamp(seen.mean - width * seen.std, seen.mean + width * seen.std)
 
