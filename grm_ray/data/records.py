@@ -134,6 +134,8 @@ class Rated(_Prompted):
 
 @dataclass(frozen=True)
 class Prompt:
+    """What a policy is asked: a conversation that ends with a user turn, and its name."""
+
     prompt_id: str
     messages: Turns
 

@@ -83,6 +83,7 @@ def start_scorers(
 
 
 def stop_scorers(pool: Pool) -> None:
+    """End the workers of a pool that nothing is asked of any more."""
     for handle in pool.handles:
         ray.kill(handle)
 
@@ -126,6 +127,7 @@ def score(pool: Pool, contests: Iterable[Contest], timeout_s: float) -> pa.Table
 
 
 def read(path: Path) -> pa.Table:
+    """The `SCORED` that `write` left."""
     return pa.parquet.read_table(path)
 
 

@@ -257,6 +257,7 @@ def apply_lora(lm: nn.Module, lora: Lora) -> nn.Module:
 
 
 def is_lora(lm: nn.Module) -> bool:
+    """Whether the model carries a PEFT adapter."""
     return hasattr(lm, "peft_config")
 
 

@@ -36,6 +36,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def not_written(path: Path, error: Exception) -> NotWritten:
+    """The end of a run for which `path` could not be written, with the reason."""
     reason = getattr(error, "strerror", None) or error
     return NotWritten(
         f"{path} could not be written ({reason}): free space there, or let this user write to it"

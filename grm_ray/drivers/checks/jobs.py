@@ -256,6 +256,11 @@ def _check_model(model: Model, described: dict[str, Any], tokenizer: Any) -> Non
 
 
 def check_data(source: Source, columns: set[str], plan: JobPlan) -> None:
+    """That a source can be read and has `columns`; what cannot be looked at is noted in `plan`.
+
+    Raises:
+        ConfigError: no such file, or one without these columns.
+    """
     unknown = sources.check(source, columns)
     if unknown:
         plan.unchecked.append(unknown)

@@ -93,6 +93,8 @@ def run(config: PpoJob, resume: bool = False) -> Path:
 
 
 class PpoRun:
+    """One run under way: its workers, and all that the driver itself knows of it."""
+
     def __init__(
         self,
         config: PpoJob,
@@ -259,14 +261,7 @@ class PpoRun:
         self._table.status(f"step {number}: learning")
         self._cast.learner_works(True)
         learning = begin_update(
-            self._config,
-            self._cast.learners,
-            self._loss,
-            step,
-            rewards,
-            prompts,
-            penalty,
-            number,
+            self._config, self._cast.learners, self._loss, step, rewards, prompts, penalty, number
         )
         self._ahead.issued(number)
         self._stream.wait(learning, self._ahead.advance)

@@ -68,6 +68,8 @@ def run(config: RewardModelJob, resume: bool = False) -> Path:
 
 
 class RewardModelRun:
+    """One training under way: its ranks, and all that the driver itself knows of it."""
+
     def __init__(
         self,
         config: RewardModelJob,
