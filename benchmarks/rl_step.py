@@ -28,7 +28,11 @@ from typing import Any
 import yaml
 from machine import ROOT, call, finish
 
-from grm_ray.runtime import timeline, utilisation
+from grm_ray.runtime import timeline
+
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.parts import utilisation
 
 PEER = ROOT / ".venv-bench" / "bin" / "python"
 NEW_TOKENS, PROMPTS, SAMPLES = 64, 4, 4

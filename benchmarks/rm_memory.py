@@ -90,11 +90,11 @@ def measure(side: str, checkpointing: bool) -> dict[str, Any]:
 
 def ours(model: Any, groups: list) -> torch.Tensor:
     from grm_ray.config.reward_model import PreferenceLoss
-    from grm_ray.training.reward_loss import Pairs, RewardLoss
+    from grm_ray.training.reward_loss import PairBatch, RewardLoss
 
     nothing = np.full(len(groups), np.nan)
     loss = RewardLoss(PreferenceLoss())
-    values = loss.pairs(model, Pairs(groups, nothing, nothing), "cpu")
+    values = loss.pairs(model, PairBatch(groups, nothing, nothing), "cpu")
     return loss.shares(values, (len(groups), len(groups)))
 
 

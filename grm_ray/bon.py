@@ -9,6 +9,7 @@ from grm_ray.config.best_of_n import BestOfNJob
 
 
 def run(config: BestOfNJob, resume: bool) -> Path:
+    """Do the job; returns the path of its report."""
     from grm_ray.drivers.best_of_n import run as best_of_n
     from grm_ray.runtime.logs import quiet_driver
 

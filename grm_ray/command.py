@@ -14,8 +14,8 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel
 
 from grm_ray.config.document import legible
-from grm_ray.config.ends import RunStopped
-from grm_ray.config.load import ConfigError, load
+from grm_ray.config.errors import ConfigError, RunStopped
+from grm_ray.config.load import load
 from grm_ray.config.reference import reference
 
 J = TypeVar("J", bound=BaseModel)

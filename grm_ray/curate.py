@@ -9,6 +9,7 @@ from grm_ray.config.judging import CurateJob
 
 
 def run(config: CurateJob, resume: bool) -> Path:
+    """Do the job; returns the path of the curated pairs."""
     from grm_ray.drivers.curate import run as curate
     from grm_ray.runtime.logs import quiet_driver
 

@@ -9,6 +9,7 @@ from grm_ray.config.judging import EvaluateJob
 
 
 def run(config: EvaluateJob, resume: bool) -> Path:
+    """Do the job; returns the path of its report."""
     from grm_ray.drivers import evaluate
     from grm_ray.runtime.logs import quiet_driver
 

@@ -9,6 +9,7 @@ from grm_ray.config.ppo import PpoJob
 
 
 def run(config: PpoJob, resume: bool) -> Path:
+    """Do the job; returns the path of its report."""
     from grm_ray.drivers.ppo import run as ppo
     from grm_ray.runtime.logs import quiet_driver
 

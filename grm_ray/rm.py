@@ -9,6 +9,7 @@ from grm_ray.config.reward_model import RewardModelJob
 
 
 def run(config: RewardModelJob, resume: bool) -> Path:
+    """Do the job; returns the path of its report."""
     from grm_ray.drivers.reward_model import run as reward_model
     from grm_ray.runtime.logs import quiet_driver
 

@@ -14,6 +14,7 @@ from grm_ray.config.overoptimization import OveroptimizationJob
 
 
 def run(config: OveroptimizationJob, resume: bool) -> Path:
+    """Do the job; returns the path of its report."""
     from grm_ray.drivers.overoptimization import run as overoptimization
     from grm_ray.runtime.logs import quiet_driver
 

@@ -12,6 +12,7 @@ from grm_ray.config.judging import StudyJob
 
 
 def run(config: StudyJob, resume: bool) -> Path:
+    """Do the job; returns the path of its report."""
     from grm_ray.drivers.study import run as study
     from grm_ray.runtime.logs import quiet_driver
 

@@ -10,6 +10,7 @@ from grm_ray.config.serve import ServeJob
 
 
 def run(config: ServeJob, resume: bool) -> None:
+    """Do the job, until a signal ends it."""
     from grm_ray.drivers import serve
     from grm_ray.runtime.logs import quiet_driver
 

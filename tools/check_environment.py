@@ -28,7 +28,7 @@ def compile_cpu_collectives() -> None:
     """DeepSpeed compiles its collectives for CPUs when first used: do it now, not in a job."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     try:
-        from grm_ray.training.process_group import keep_own_extensions
+        from grm_ray.training.extensions import keep_own_extensions
 
         keep_own_extensions()
         from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder

@@ -9,13 +9,13 @@ from pydantic import Field, field_validator, model_validator
 from grm_ray.config.ppo import Engine, Rollout, RolloutWorkers, ScorerWorkers
 from grm_ray.config.rewards import Named
 from grm_ray.config.schema import (
-    Dtype,
     Job,
     Model,
     Name,
     PathText,
     Positive,
     Rate,
+    Scoring,
     Section,
     Source,
     Temperature,
@@ -51,13 +51,6 @@ class Sampling(Section):
             rows_per_batch=1,
             engine=self.engine,
         )
-
-
-class Scoring(Section):
-    """How reward models are run: never what comes out, up to rounding."""
-
-    dtype: Dtype = "auto"
-    tokens_per_micro_batch: Positive = 2048
 
 
 class ProxyEnsemble(Section):

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from grm_ray.config.errors import ConfigError
+
 _MOST_BYTES = 1 << 20
 _MOST_VALUES = 100_000  # unfolded
 _MOST_LEVELS = 50
@@ -22,10 +24,6 @@ _LINES, _CHARACTERS = 20, 600
 # What no text of ours has: control characters, and halves of characters.
 _NO_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _MERGE = "tag:yaml.org,2002:merge"
-
-
-class ConfigError(ValueError):
-    """The configuration or the data is wrong: the user's to mend (exit code 2)."""
 
 
 class _Loader(yaml.SafeLoader):

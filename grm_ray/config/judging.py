@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 from grm_ray.config.schema import (
     Count,
     Cpus,
-    Dtype,
     Fraction,
     Job,
     Name,
@@ -17,6 +16,7 @@ from grm_ray.config.schema import (
     PathText,
     Positive,
     Rate,
+    Scoring,
     Section,
     Source,
     Workers,
@@ -40,11 +40,7 @@ class JudgeWorkers(Workers):
     cpus: Cpus = 0.5
 
 
-class Scoring(Section):
-    """How reward models are run: never what comes out, up to rounding."""
-
-    dtype: Dtype = "auto"
-    tokens_per_micro_batch: Positive = 2048
+class JudgeScoring(Scoring):
     trust_remote_code: bool = False
 
 
@@ -60,7 +56,7 @@ class EvaluateJob(Job):
     ensembles: dict[Name, Ensemble] = Field(default_factory=dict)
     sets: Annotated[dict[Name, Source], Field(min_length=1)]
     baseline: Name | None = None
-    scoring: Scoring = Scoring()
+    scoring: JudgeScoring = JudgeScoring()
     workers: JudgeWorkers = JudgeWorkers()
 
     @model_validator(mode="after")
@@ -102,7 +98,7 @@ class StudyJob(Job):
     """The choice that others are compared with; all other factors are matched."""
     keep_models: bool = False
     """False: a cell's model is deleted once it is judged."""
-    scoring: Scoring = Scoring()
+    scoring: JudgeScoring = JudgeScoring()
     judges: JudgeWorkers = JudgeWorkers()
 
     @model_validator(mode="after")
@@ -140,7 +136,7 @@ class CurateJob(Job):
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     margin_cap: Rate = 3.0
     """Of policies `margin` and `flip_margin`: strengths over their median, up to this."""
-    scoring: Scoring = Scoring()
+    scoring: JudgeScoring = JudgeScoring()
     judges: JudgeWorkers = JudgeWorkers()
 
     @model_validator(mode="after")

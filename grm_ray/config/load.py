@@ -9,9 +9,9 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from grm_ray.config import secrets
-from grm_ray.config.document import ConfigError, check_tree, parse, read, shown, written
+from grm_ray.config.document import check_tree, parse, read, shown, written
+from grm_ray.config.errors import ConfigError
 
-__all__ = ["ConfigError", "apply", "dump", "load", "validate"]
 J = TypeVar("J", bound=BaseModel)
 _TOLD = 10  # wrong keys, each in a line; whoever wrote more has misunderstood something else
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from grm_ray.config.judging import JudgeWorkers, Scoring
+from grm_ray.config.judging import JudgeScoring, JudgeWorkers
 from grm_ray.config.rewards import Named
 from grm_ray.config.schema import Fraction, Job, Name, PathText, Positive, Section, Source
 
@@ -89,7 +89,7 @@ class OveroptimizationJob(Job):
     at_once: Positive | None = None
     only: Annotated[list[str], Field(min_length=1)] | None = None
     scored_together: Positive | None = None
-    scoring: Scoring = Scoring()
+    scoring: JudgeScoring = JudgeScoring()
     """How a reward model that is the true reward scores the pairs."""
     judges: JudgeWorkers = JudgeWorkers()
 

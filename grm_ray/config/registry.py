@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 
 REGISTRY: dict[str, dict[str, str]] = {
     # Called with the keywords that `wants` finds. Any of chosen_B, rejected_B, margin_B,

@@ -303,6 +303,13 @@ class Checkpoint(Section):
     keep: Positive = 2
 
 
+class Scoring(Section):
+    """How reward models are run: never what comes out, up to rounding."""
+
+    dtype: Dtype = "auto"
+    tokens_per_micro_batch: Positive = 2048
+
+
 class Job(Section):
     name: Name
     """The run goes to the folder `runs`/`name`."""

@@ -2,26 +2,21 @@
 
 An adapter is a set of columns it needs and a function row -> `{"prompt", "chosen", "rejected"}`
 and, where the set has them, `margin`, `subset`, `name`; without a prompt the two answers are whole
-conversations. `Unusable` says why a row gives no pair. `data.*.format` in a config names one.
+conversations. `BadRow` says why a row gives no pair. `data.*.format` in a config names one.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
 from grm_ray.config.schema import Source
+from grm_ray.data.records import BadRow, number
 
 Row = dict[str, Any]
 Hub = dict[str, Any]  # arguments of datasets.load_dataset
-
-
-class Unusable(ValueError):
-    """This row gives no pair; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +96,13 @@ def _unified_feedback(row: Row) -> Row:
     """llm-blender/Unified-Feedback: two conversations with a common prompt, and their ratings."""
     first, second = row["conv_A_rating"], row["conv_B_rating"]
     if first is None or second is None or first == second:
-        raise Unusable("tie: equal or missing ratings")
+        raise BadRow("tie: equal or missing ratings")
     sides = (row["conv_A"], row["conv_B"])
     chosen, rejected = sides if first > second else sides[::-1]
     return {
         "chosen": chosen,
         "rejected": rejected,
-        "margin": abs(_number(first, "conv_A_rating") - _number(second, "conv_B_rating")),
+        "margin": abs(number(first, "conv_A_rating") - number(second, "conv_B_rating")),
         "subset": row.get("source"),
     }
 
@@ -116,7 +111,7 @@ def _preference_700k(row: Row) -> Row:
     """hendrydong/preference_700K: two conversations; in some rows scores, of many scales."""
     scores = row.get("chosen_score"), row.get("rejected_score")
     lacking = any(score is None or score != score for score in scores)  # NaN: as null
-    gap = None if lacking else _number(scores[0], "score") - _number(scores[1], "score")
+    gap = None if lacking else number(scores[0], "score") - number(scores[1], "score")
     margin = gap if gap is not None and gap > 0 else None
     return {"chosen": row["chosen"], "rejected": row["rejected"], "margin": margin}
 
@@ -124,10 +119,10 @@ def _preference_700k(row: Row) -> Row:
 def _helpsteer2(rows: list[Row]) -> Row:
     """nvidia/HelpSteer2: two graded answers to a prompt, in neighbouring rows."""
     if len(rows) < 2:
-        raise Unusable("only one answer to its prompt")
-    grades = [_number(row["helpfulness"], "helpfulness") for row in rows]
+        raise BadRow("only one answer to its prompt")
+    grades = [number(row["helpfulness"], "helpfulness") for row in rows]
     if grades[0] == grades[1]:
-        raise Unusable("tie: equally helpful")
+        raise BadRow("tie: equally helpful")
     better, worse = rows if grades[0] > grades[1] else rows[::-1]
     return {
         "prompt": _helpsteer_prompt(better["prompt"]),
@@ -143,9 +138,9 @@ def _helpsteer2_graded(row: Row) -> Row:
 
 def _helpsteer2_preference(row: Row) -> Row:
     """HelpSteer2-Preference: strength -3 (response 1 much better) to 3 (response 2 much better)."""
-    strength = _number(row["preference_strength"], "preference_strength")
+    strength = number(row["preference_strength"], "preference_strength")
     if strength == 0:
-        raise Unusable("tie: preference_strength 0")
+        raise BadRow("tie: preference_strength 0")
     answers = (row["response_1"], row["response_2"])
     rejected, chosen = answers if strength > 0 else answers[::-1]
     return {
@@ -169,7 +164,7 @@ def _hhh_alignment(row: Row) -> Row:
         for label in (1, 0)
     }
     if len(sides[1]) != 1 or len(sides[0]) != 1:
-        raise Unusable("tie: not one choice labelled 1 and one labelled 0")
+        raise BadRow("tie: not one choice labelled 1 and one labelled 0")
     prompt = dialogue(row["input"], _SPOKEN)
     return {"prompt": prompt, "chosen": sides[1][0], "rejected": sides[0][0]}
 
@@ -177,14 +172,14 @@ def _hhh_alignment(row: Row) -> Row:
 def _mt_bench_human(row: Row) -> Row:
     """lmsys/mt_bench_human_judgments: one judgement a row, of the dialogue up to its turn."""
     if str(row["winner"]).startswith("tie"):
-        raise Unusable("tie")
+        raise BadRow("tie")
     if row["winner"] not in ("model_a", "model_b"):
-        raise Unusable(f"no winner: {row['winner']!r}")
-    turn = int(_number(row["turn"], "turn"))
+        raise BadRow(f"no winner: {row['winner']!r}")
+    turn = int(number(row["turn"], "turn"))
     made = _mt_bench_human_authors(row)
     for side in ("chosen", "rejected"):
         if len(made[side]) < 2 * turn:
-            raise Unusable(f"the dialogue ends before turn {turn}")
+            raise BadRow(f"the dialogue ends before turn {turn}")
         made[side] = made[side][: 2 * turn]
     return made
 
@@ -212,7 +207,7 @@ def _reward_bench_2(row: Row) -> Row:
 def _rm_bench(row: Row) -> Row:
     """THU-KEG/RM-Bench: three chosen and three rejected, each concise, detailed, with Markdown."""
     if len(row["chosen"]) != 3 or len(row["rejected"]) != 3:
-        raise Unusable("not three chosen and three rejected answers")
+        raise BadRow("not three chosen and three rejected answers")
     made = _copied(row, "prompt", "chosen", "rejected")
     return {**made, "subset": row.get("domain") or row.get("subset"), "name": row.get("id")}
 
@@ -222,11 +217,11 @@ def _reward_math(rows: list[Row]) -> Row:
     sides: dict[str, list[str]] = {"chosen": [], "rejected": []}
     for row in rows:
         if row["solution_type"] not in sides:
-            raise Unusable(f"unknown solution_type {row['solution_type']!r}")
+            raise BadRow(f"unknown solution_type {row['solution_type']!r}")
         steps = row["eval_solution"]
         sides[row["solution_type"]].append(steps if isinstance(steps, str) else "\n".join(steps))
     if not sides["chosen"] or not sides["rejected"]:
-        raise Unusable("not a correct and a wrong solution")
+        raise BadRow("not a correct and a wrong solution")
     first = rows[0]
     return {
         "prompt": first["problem"],
@@ -238,16 +233,6 @@ def _reward_math(rows: list[Row]) -> Row:
 
 def _copied(row: Row, *names: str) -> Row:
     return {name: row[name] for name in names}
-
-
-def _number(value: Any, name: str) -> float:
-    try:
-        plain = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
-        if plain and math.isfinite(value):
-            return float(value)
-    except OverflowError:  # an integer that no float can hold
-        pass
-    raise Unusable(f"'{name}' is no number: {type(value).__name__}")
 
 
 def _columns(names: str) -> frozenset[str]:

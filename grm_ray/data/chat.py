@@ -191,7 +191,7 @@ class ScoringContract:
             while whole and whole[-1] == self.passed_over_id:
                 whole.pop()
             wholes.append(whole)
-        shared = min(min(_shared(opened, whole), len(whole) - 1) for whole in wholes)
+        shared = min(min(common_prefix(opened, whole), len(whole) - 1) for whole in wholes)
         if shared < 1:
             raise ValueError(
                 f"the chat template of {_name(tokenizer)} does not begin a conversation as it "
@@ -286,7 +286,7 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens both begin with."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))

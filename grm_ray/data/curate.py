@@ -2,9 +2,9 @@
 
 Secrets of RLHF II (arXiv 2401.06080, section 2): M reward models judge each pair; the mean of
 their score differences is the preference's strength, and the weakest labels are flipped, softened,
-given margins or dropped. Nothing is lost: answers may change places, but `action` says so and
-`undo` puts them back. The votes should come from models that have not trained on the pair's prompt
-(`folds`); a model that has memorised a wrong label votes for it.
+given margins or dropped. Nothing is lost: answers may change places, but `action` says so.
+The votes should come from models that have not trained on the pair's prompt (`folds`); a model that
+has memorised a wrong label votes for it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
-
-T = TypeVar("T")
 
 KEEP, FLIP, SMOOTH, FLIP_SMOOTH, DROP = "keep", "flip", "smooth", "flip+smooth", "drop"
 
@@ -174,14 +171,6 @@ def act(
         turned = curated if policy == "margin" else flip_weakest(curated, weakest)
         return turned if policy == "flip" else with_margins(turned, margin_cap)
     raise ValueError(f"policy: no '{policy}'")
-
-
-def undo(answers: Sequence[tuple[T, T]], action_P: Sequence[str]) -> list[tuple[T, T]]:
-    """(chosen, rejected) with flips taken back; on the first labels it applies them."""
-    return [
-        (second, first) if action in (FLIP, FLIP_SMOOTH) else (first, second)
-        for (first, second), action in zip(answers, action_P, strict=True)
-    ]
 
 
 # ------------------------------------------------------------------ inside

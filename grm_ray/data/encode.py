@@ -9,8 +9,8 @@ from typing import Any
 import jinja2
 import pyarrow as pa
 
-from grm_ray.data.chat import Message, ScoringContract, prompt_tokens
-from grm_ray.data.records import Answer, Pair, Prompt, Rated, Turns
+from grm_ray.data.chat import ScoringContract, common_prefix, prompt_tokens
+from grm_ray.data.records import Answer, Pair, Prompt, Rated, Turns, as_messages, as_turns
 from grm_ray.data.tables import PAIRS, PROMPTS, RATED
 
 # A table, (uid, reason) of what is not in it, and how many rows were cut to fit.
@@ -108,18 +108,18 @@ def conversation_tokens(
     Raises:
         jinja2.TemplateError: the chat template takes no such conversation.
     """
-    messages = _messages(prompt)
+    messages = as_messages(prompt)
     if all(isinstance(answer, str) for answer in answers):
         return contract.tokens(tokenizer, messages, [str(answer) for answer in answers])
-    turns = [(("assistant", a),) if isinstance(a, str) else a for a in answers]
+    turns = [as_turns(answer) for answer in answers]
     shared, _ = contract.tokens(tokenizer, messages, [answer[0][1] for answer in turns])
     wholes = []
     for answer in turns:
-        before = messages + _messages(answer[:-1])
+        before = messages + as_messages(answer[:-1])
         opened, (last,) = contract.tokens(tokenizer, before, [answer[-1][1]])
         wholes.append(opened + last)
     # A template may write an earlier turn otherwise than the last one: common is what is common.
-    common = min(_common(shared, whole[:-1]) for whole in wholes)
+    common = min(common_prefix(shared, whole[:-1]) for whole in wholes)
     return shared[:common], [whole[common:] for whole in wholes]
 
 
@@ -143,7 +143,7 @@ def encode_prompts(
     rows: dict[str, list[Any]] = {name: [] for name in PROMPTS.names}
     left_out: list[tuple[str, str]] = []
     for prompt in prompts:
-        messages = _messages(prompt.messages)
+        messages = as_messages(prompt.messages)
         try:
             tokens = prompt_tokens(tokenizer, messages)
         except jinja2.TemplateError as error:
@@ -157,13 +157,3 @@ def encode_prompts(
         rows["messages"].append(json.dumps(messages, ensure_ascii=False))
         rows["prompt_tokens"].append(tokens)
     return pa.table(rows, schema=PROMPTS), left_out
-
-
-def _messages(turns: Turns) -> list[Message]:
-    return [{"role": role, "content": content} for role, content in turns]
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -20,7 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.schema import Source
 from grm_ray.data.records import BadRow
 
@@ -89,10 +89,15 @@ def named(columns: set[str]) -> str:
     return "columns " + ", ".join(f"'{c}'" for c in sorted(columns))
 
 
+def looks_like_hub_id(path: str) -> bool:
+    """`owner/name`, whatever lies here."""
+    return path.count("/") == 1 and not path.startswith((".", "/", "~"))
+
+
 def is_hub(path: str) -> bool:
     """`owner/name`, with no such file or folder here and no data file's ending."""
     local = Path(path).expanduser()
-    looks = path.count("/") == 1 and not path.startswith((".", "/", "~"))
+    looks = looks_like_hub_id(path)
     return looks and not local.exists() and not path.endswith(SUFFIXES) and not _is_pattern(path)
 
 
@@ -133,8 +138,7 @@ def _local(source: Source, columns: AbstractSet[str]) -> list[Path]:
     """The files of a source, in the order of their names."""
     if source.path == "demo":
         name = "preferences.jsonl" if "chosen" in columns else "prompts.jsonl"
-        path = DEMO / name
-        return [path if path.exists() else DEMO / f"{name}.gz"]
+        return [DEMO / name]
     path = Path(source.path).expanduser()
     if path.is_dir():
         return _shards(path, source)

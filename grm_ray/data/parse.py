@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from decimal import Decimal
 from typing import Any
 
 from grm_ray.config.schema import Source
-from grm_ray.data.adapters import Adapter, Unusable
+from grm_ray.data.adapters import Adapter
 from grm_ray.data.chat import Message
-from grm_ray.data.files import BadRow
-from grm_ray.data.records import Answer, Contest, Rated, Turns
-
-_LARGEST = 3.4e38
+from grm_ray.data.records import Answer, BadRow, Contest, Rated, Turns, number
 
 
 def contest(row: Any, adapter: Adapter, source: Source) -> Contest:
@@ -92,8 +88,6 @@ def _require_object(row: Any) -> dict[str, Any]:
 def _converted(convert: Callable[[Any], Any], row: Any) -> dict[str, Any]:
     try:
         return convert(list(row) if isinstance(row, tuple) else _require_object(row))
-    except Unusable as error:
-        raise BadRow(str(error)) from None
     except BadRow:
         raise  # a ValueError too
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -182,15 +176,7 @@ def _check_unicode(text: str, name: str) -> None:
 def _number(value: Any, name: str) -> float | None:
     if value is None or value != value:  # NaN: a column's missing number
         return None
-    if is_number(value):
-        return float(value)
-    raise BadRow(f"'{name}' is no number: {type(value).__name__}")
-
-
-def is_number(value: Any) -> bool:
-    """One that float32 can hold, as all tables do; JSON may bring integers of any size."""
-    plain = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
-    return plain and abs(value) <= _LARGEST
+    return number(value, name)
 
 
 def _text(value: Any, name: str) -> str | None:

@@ -10,6 +10,7 @@ import json
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
@@ -19,10 +20,23 @@ Turns = tuple[tuple[str, str], ...]  # (role, content)
 # An answer's text, or, where two dialogues differ before the last turn, all turns from there on:
 # the assistant's, the user's, ..., the assistant's.
 Answer = str | Turns
+_LARGEST = 3.4e38
 
 
 class BadRow(ValueError):
     """One row cannot be used; the run goes on without it."""
+
+
+def number(value: Any, name: str) -> float:
+    """A row's number in column `name`; JSON may bring integers of any size.
+
+    Raises:
+        BadRow: it is none, or none that float32 can hold, as all tables do.
+    """
+    plain = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+    if plain and value == value and abs(value) <= _LARGEST:
+        return float(value)
+    raise BadRow(f"'{name}' is no number: {type(value).__name__}")
 
 
 class _Prompted:
@@ -32,7 +46,7 @@ class _Prompted:
 
     @property
     def prompt_id(self) -> str:
-        return prompt_id([{"role": r, "content": c} for r, c in self.prompt])
+        return prompt_id(as_messages(self.prompt))
 
     @property
     def plain_prompt(self) -> str:
@@ -120,12 +134,24 @@ class Rated(_Prompted):
 
 @dataclass(frozen=True)
 class Prompt:
+    """What a policy is asked: a conversation that ends with a user turn, and its name."""
+
     prompt_id: str
     messages: Turns
 
     @property
     def plain_prompt(self) -> str:
         return plain_prompt(self.messages)
+
+
+def as_turns(answer: Answer) -> Turns:
+    """An answer as the turns that it is; text is one turn of the assistant's."""
+    return (("assistant", answer),) if isinstance(answer, str) else answer
+
+
+def as_messages(turns: Turns) -> list[Message]:
+    """Turns as a chat template takes them."""
+    return [{"role": role, "content": content} for role, content in turns]
 
 
 def prompt_id(messages: list[Message]) -> str:

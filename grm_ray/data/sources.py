@@ -14,13 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from grm_ray.config.document import legible
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.schema import Source
 from grm_ray.data import files, parse, selection
 from grm_ray.data.adapters import Adapter, adapter_of
 from grm_ray.data.curate import flipped
-from grm_ray.data.files import BadRow
-from grm_ray.data.records import Contest, Pair, Prompt, Rated, Turns, prompt_id, written
+from grm_ray.data.records import (
+    BadRow,
+    Contest,
+    Pair,
+    Prompt,
+    Rated,
+    Turns,
+    as_messages,
+    prompt_id,
+    written,
+)
 
 
 @dataclass
@@ -222,7 +231,7 @@ def iterate_prompts(source: Source, quarantine: Quarantine) -> Iterator[Prompt]:
     """
     seen: set[int] = set()
     for file, line, messages in _prompts(source, quarantine):
-        prompt = Prompt(prompt_id([{"role": r, "content": c} for r, c in messages]), messages)
+        prompt = Prompt(prompt_id(as_messages(messages)), messages)
         name = int(prompt.prompt_id, 16)
         if name in seen:
             quarantine.add(file, line, "duplicate")

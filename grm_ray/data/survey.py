@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.reward_model import PairData
 from grm_ray.config.schema import Source
 from grm_ray.data import selection, sources
@@ -24,7 +24,7 @@ HELD_OUT = "held_out"
 
 
 @dataclass(frozen=True)
-class Plan:
+class RowSelection:
     """Which rows are used, by their numbers in each source, ascending."""
 
     seed: int
@@ -58,7 +58,7 @@ class Chunk:
 
 def plan(
     data: PairData, seed: int, quarantine: Quarantine, attributes: tuple[str, ...] = ()
-) -> Plan:
+) -> RowSelection:
     """Read all sources once and decide which rows are used.
 
     Training rows whose prompt an evaluation set has (or the held-out part, case, spacing and
@@ -97,7 +97,7 @@ def plan(
     for scan in train:
         digest.update(scan.digests.tobytes())
     _require(data, train, held_out)
-    return Plan(
+    return RowSelection(
         seed,
         tuple(attributes),
         tuple(scan.numbers for scan in train),
@@ -108,7 +108,9 @@ def plan(
     )
 
 
-def read(data: PairData, plan: Plan, which: str, rows_per_chunk: int = 4096) -> Iterator[Chunk]:
+def read(
+    data: PairData, plan: RowSelection, which: str, rows_per_chunk: int = 4096
+) -> Iterator[Chunk]:
     """The rows that `plan` chose, in chunks of one source each, sources in their order.
 
     Args:

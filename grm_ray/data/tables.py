@@ -79,6 +79,27 @@ ASKED = pa.schema(
     ]
 )
 
+# Answers of preference sets as a scorer reads them.
+TEXTS = pa.schema(
+    [
+        ("group", pa.int32()),  # of the contest: its answers are cut to fit together
+        ("messages", pa.string()),
+        ("response", pa.string()),
+    ]
+)
+
+# Their scores in a file, one row an answer, contest by contest.
+SCORED = pa.schema(
+    [
+        ("contest", pa.int32()),
+        ("chosen", pa.bool_()),
+        ("score", pa.float32()),
+        ("characters", pa.int32()),  # of the answer's text: a length that no tokenizer decides
+        ("subset", pa.string()),
+        ("prompt_id", pa.string()),
+    ]
+)
+
 # The learner's view of a row before the update; one value per response token.
 EVALUATIONS = pa.schema(
     [

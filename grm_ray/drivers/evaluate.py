@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.judging import EvaluateJob
-from grm_ray.config.load import ConfigError
 from grm_ray.config.schema import Source
 from grm_ray.data.files import digest
 from grm_ray.data.sources import Quarantine, contests

@@ -8,8 +8,7 @@ from typing import Any
 
 import ray
 
-from grm_ray.config.ends import RunStopped
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError, RunStopped
 from grm_ray.runtime.failures import DEATHS, Failure, kind_of
 from grm_ray.training.checkpoint import CheckpointMismatch
 

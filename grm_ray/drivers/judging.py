@@ -13,16 +13,15 @@ import torch
 from grm_ray.config.schema import Source
 from grm_ray.rewards.aggregate import MemberNormalizer, mean, minimum
 from grm_ray.study import preferences, repetitions, suites
-from grm_ray.study.intervals import Interval
-from grm_ray.study.preferences import Contest
+from grm_ray.study.intervals import SHARE, Interval
+from grm_ray.study.preferences import ScoredContest
 
 # Of each training of one model: the same contests, with that training's scores.
-Repetitions = Sequence[Sequence[Contest]]
-SHARE = (0.0, 1.0)
+Repetitions = Sequence[Sequence[ScoredContest]]
 
 
-def contests(table: pa.Table, scores: np.ndarray | None = None) -> list[Contest]:
-    """The contests of a `SCORED` table (`drivers.scoring`); `scores` in place of its own."""
+def contests(table: pa.Table, scores: np.ndarray | None = None) -> list[ScoredContest]:
+    """The contests of a `SCORED` table (`data.tables`); `scores` in place of its own."""
     if not table.num_rows:
         return []
     values = scores if scores is not None else table["score"].to_numpy()
@@ -36,7 +35,7 @@ def contests(table: pa.Table, scores: np.ndarray | None = None) -> list[Contest]
         at = np.arange(start, end)
         good, bad = at[chosen[at]], at[~chosen[at]]
         found.append(
-            Contest(
+            ScoredContest(
                 values[good],
                 values[bad],
                 lengths[good],
@@ -73,7 +72,7 @@ def combine(
 
 
 def side_by_side(
-    found: Mapping[str, Mapping[str, Sequence[Contest]]],
+    found: Mapping[str, Mapping[str, Sequence[ScoredContest]]],
     sets: Mapping[str, Source],
     baselines: Mapping[str, str],
     ensembles: Collection[str] = (),
@@ -169,7 +168,9 @@ def gained(before: Repetitions, after: Repetitions) -> dict[str, Any]:
     }
 
 
-def judged(found: Sequence[Contest], data_format: str, in_nats: bool = True) -> dict[str, Any]:
+def judged(
+    found: Sequence[ScoredContest], data_format: str, in_nats: bool = True
+) -> dict[str, Any]:
     """What one model's scores of one set say.
 
     Args:
@@ -201,7 +202,7 @@ def judged(found: Sequence[Contest], data_format: str, in_nats: bool = True) -> 
     return result
 
 
-def length_baseline(found: Sequence[Contest]) -> dict[str, Any]:
+def length_baseline(found: Sequence[ScoredContest]) -> dict[str, Any]:
     """The accuracy of "the longer answer wins", of the set and of each subset."""
     baseline = preferences.length_baseline(found)
     return {
@@ -213,7 +214,7 @@ def length_baseline(found: Sequence[Contest]) -> dict[str, Any]:
     }
 
 
-def versus(before: Sequence[Contest], after: Sequence[Contest]) -> dict[str, Any]:
+def versus(before: Sequence[ScoredContest], after: Sequence[ScoredContest]) -> dict[str, Any]:
     """What `after` gains over `before` on the same contests, and the gain that would show."""
     found = preferences.compare(before, after)
     pairs, prompts = len(before), len({c.cluster for c in before})
@@ -239,7 +240,9 @@ def interval(found: Interval) -> dict[str, float | int | None]:
     }
 
 
-def _over(found: Repetitions, values: Callable[[Sequence[Contest]], np.ndarray]) -> dict[str, Any]:
+def _over(
+    found: Repetitions, values: Callable[[Sequence[ScoredContest]], np.ndarray]
+) -> dict[str, Any]:
     """The interval of a share over repetitions and prompts."""
     clusters = [c.cluster for c in found[0]]
     over = repetitions.mean_over(np.stack([values(one) for one in found]), clusters, SHARE)
@@ -285,12 +288,12 @@ def _mean_bins(each: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]
     return bins
 
 
-def _short(found: Sequence[Contest]) -> dict[str, Any]:
+def _short(found: Sequence[ScoredContest]) -> dict[str, Any]:
     of_subset = preferences.accuracy(found)
     return {"accuracy": interval(of_subset.interval), "ties": of_subset.ties}
 
 
-def _calibration(found: Sequence[Contest]) -> dict[str, Any]:
+def _calibration(found: Sequence[ScoredContest]) -> dict[str, Any]:
     of_pairs = preferences.calibration(np.concatenate([c.margins_nm.ravel() for c in found]))
     edges = of_pairs.edges
     bins = [
@@ -306,7 +309,7 @@ def _calibration(found: Sequence[Contest]) -> dict[str, Any]:
     return {"ece": of_pairs.ece, "bins": bins}
 
 
-def _suite(found: Sequence[Contest], data_format: str) -> dict[str, Any] | None:
+def _suite(found: Sequence[ScoredContest], data_format: str) -> dict[str, Any] | None:
     """The benchmark's own averages, where the set is in a benchmark's format."""
     suite: dict[str, Any] = {"name": data_format}
     try:

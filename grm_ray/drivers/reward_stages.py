@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from grm_ray.config import registry
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.rewards import Named, Reward, RewardStage
 from grm_ray.models.checkpoint import check_reward_model
-from grm_ray.rewards.pipeline import Answers, RewardPipeline, Stage
+from grm_ray.rewards.pipeline import PipelineInput, RewardPipeline, Stage
 from grm_ray.workers import rules
 
 CONJUNCTION = "conjunction"
@@ -97,7 +97,7 @@ def check(reward: Reward, longest: int, members: int) -> None:
         try:
             pipeline.fit(scores)
             pipeline(
-                Answers(
+                PipelineInput(
                     scores,
                     rng.integers(0, 2, _ROWS).astype(float),
                     rng.integers(1, longest + 1, _ROWS).astype(float),

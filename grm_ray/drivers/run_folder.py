@@ -9,7 +9,8 @@ from typing import IO
 
 from pydantic import BaseModel, ValidationError
 
-from grm_ray.config.load import ConfigError, dump
+from grm_ray.config.errors import ConfigError
+from grm_ray.config.load import dump
 from grm_ray.config.schema import Job
 from grm_ray.runtime.disk import check_writable
 from grm_ray.runtime.snapshot import Snapshots

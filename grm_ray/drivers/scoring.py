@@ -18,33 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet
 import ray
 
-from grm_ray.config.judging import Scoring
+from grm_ray.config.judging import JudgeScoring
 from grm_ray.config.schema import Source, Workers
-from grm_ray.data.sources import Contest
+from grm_ray.data.records import Contest, as_messages, as_turns
+from grm_ray.data.tables import SCORED, TEXTS
 from grm_ray.runtime import cluster
 from grm_ray.runtime.placement import Bundle
 from grm_ray.runtime.pool import Pool, PoolFailed, Work
 from grm_ray.workers.scorer import Scorer
 
-# One row an answer, contest by contest.
-SCORED = pa.schema(
-    [
-        ("contest", pa.int32()),
-        ("chosen", pa.bool_()),
-        ("score", pa.float32()),
-        ("characters", pa.int32()),  # of the answer's text: a length that no tokenizer decides
-        ("subset", pa.string()),
-        ("prompt_id", pa.string()),
-    ]
-)
-# What a scorer reads of an answer.
-TEXTS = pa.schema(
-    [
-        ("group", pa.int32()),  # of the contest: its answers are cut to fit together
-        ("messages", pa.string()),
-        ("response", pa.string()),
-    ]
-)
 ROWS_PER_BATCH = 64
 # Why a contest is left out (`without_refused`).
 NO_SCORE = "no score: refused by a chat template, or not a finite number"
@@ -75,7 +57,7 @@ def without_refused(tables: Mapping[str, pa.Table]) -> tuple[dict[str, pa.Table]
 
 def start_scorers(
     model: str,
-    scoring: Scoring,
+    scoring: JudgeScoring,
     workers: Workers,
     placed: Any,
     wanted: list[Bundle],
@@ -103,6 +85,7 @@ def start_scorers(
 
 
 def stop_scorers(pool: Pool) -> None:
+    """End the workers of a pool that nothing is asked of any more."""
     for handle in pool.handles:
         ray.kill(handle)
 
@@ -146,6 +129,7 @@ def score(pool: Pool, contests: Iterable[Contest], timeout_s: float) -> pa.Table
 
 
 def read(path: Path) -> pa.Table:
+    """The `SCORED` that `write` left."""
     return pa.parquet.read_table(path)
 
 
@@ -170,8 +154,8 @@ def _batches(contests: Iterable[Contest]) -> Iterator[tuple[pa.Table, pa.Table]]
         sides += [(answer, False) for answer in contest.rejected]
         for answer, chosen in sides:
             # Of two dialogues that part early, all turns but the last are context.
-            turns = (("assistant", answer),) if isinstance(answer, str) else answer
-            messages = [{"role": r, "content": c} for r, c in (*contest.prompt, *turns[:-1])]
+            turns = as_turns(answer)
+            messages = as_messages((*contest.prompt, *turns[:-1]))
             texts.append(
                 {
                     "group": number,

@@ -20,10 +20,11 @@ import uvicorn
 import yaml
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.schema import PairSource
 from grm_ray.config.serve import ServeJob
 from grm_ray.data import sources
+from grm_ray.data.records import as_messages, as_turns
 from grm_ray.data.sources import Quarantine
 from grm_ray.data.tables import ASKED
 from grm_ray.drivers import reward_stages
@@ -157,8 +158,8 @@ def reference_rows(source: PairSource, seed: int) -> pa.Table:
     rows = []
     for contest in sources.contests(source, Quarantine(), seed):
         for answer in (*contest.chosen, *contest.rejected):
-            turns = (("assistant", answer),) if isinstance(answer, str) else answer
-            said = [{"role": r, "content": c} for r, c in (*contest.prompt, *turns[:-1])]
+            turns = as_turns(answer)
+            said = as_messages((*contest.prompt, *turns[:-1]))
             rows.append({"messages": json.dumps(said), "prompt": None, "response": turns[-1][1]})
     if len(rows) < 2:
         raise ConfigError(f"reference: {source.path}: no two answers to measure the models on")

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 
 class Stateful(Protocol):
+    """What can be kept in a checkpoint and given back from it."""
+
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...

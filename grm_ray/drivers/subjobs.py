@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from grm_ray.config.judging import EvaluateJob, JudgeWorkers, Scoring
-from grm_ray.config.load import ConfigError, dump
+from grm_ray.config.errors import ConfigError
+from grm_ray.config.judging import EvaluateJob, JudgeScoring, JudgeWorkers
+from grm_ray.config.load import dump
 from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.config.schema import Job, Source
 from grm_ray.drivers.run_folder import DONE, hold
@@ -53,7 +54,7 @@ def train(job: RewardModelJob, file: Path) -> Path:
 def judge(
     model: Path,
     sets: dict[str, Source],
-    scoring: Scoring,
+    scoring: JudgeScoring,
     workers: JudgeWorkers,
     folder: Path,
     like: Job,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from grm_ray.config.ends import RunStopped
+from grm_ray.config.errors import RunStopped
 
 # Updates in a row without a finite loss and gradient, after which more of them are in vain.
 MOST_SKIPPED = 3

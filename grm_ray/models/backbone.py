@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.schema import Dtype, Lora, Model
+from grm_ray.data.files import looks_like_hub_id
 from grm_ray.data.packing import Packed
 from grm_ray.models.embedded import EMBEDDED_NAME as EMBEDDED
 
@@ -61,9 +62,7 @@ def refuse_pickles(folder: Path) -> None:
 
 def is_hub_id(path: str) -> bool:
     """`owner/name` that is no folder here."""
-    looks = (
-        path.count("/") == 1 and not path.startswith((".", "/", "~")) and path.strip("/") == path
-    )
+    looks = looks_like_hub_id(path) and path.strip("/") == path
     # `runs/x` is a run's own output, and with a folder `models` here, `models/x` is one in it.
     local = path.startswith("runs/") or Path(path.split("/")[0]).is_dir()
     return looks and not local and not Path(path).exists()
@@ -258,6 +257,7 @@ def apply_lora(lm: nn.Module, lora: Lora) -> nn.Module:
 
 
 def is_lora(lm: nn.Module) -> bool:
+    """Whether the model carries a PEFT adapter."""
     return hasattr(lm, "peft_config")
 
 

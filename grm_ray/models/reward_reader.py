@@ -35,6 +35,7 @@ class RewardReader:
 
     Attributes:
         fingerprint: of its weights and contract.
+        same_tokens: whether a policy's tokens pass through as they are.
     """
 
     def __init__(
@@ -47,24 +48,22 @@ class RewardReader:
     ) -> None:
         self._folder, self._budget = folder, token_budget
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        model, self._contract, self.fingerprint = load_reward_model(
-            folder, dtype, trust_remote_code
-        )
-        self._model = model.to(self._device)
-        self._tokenizer = load_tokenizer(str(local_folder(folder)), trust_remote_code)
-        self._contract.check(self._tokenizer)
+        model, self.contract, self.fingerprint = load_reward_model(folder, dtype, trust_remote_code)
+        self.model = model.to(self._device)
+        self.tokenizer = load_tokenizer(str(local_folder(folder)), trust_remote_code)
+        self.contract.check(self.tokenizer)
         # Tokens pass through where policy and reward model read the same ones.
-        self._same_tokens = False
+        self.same_tokens = False
         if policy_path is not None:
             policy = load_tokenizer(policy_path, trust_remote_code)
-            self._same_tokens = self._contract.same_tokens_as(policy)
+            self.same_tokens = self.contract.same_tokens_as(policy)
             # A policy may end an answer with another stop token than the reward model was shown.
-            self._stops = set(policy.all_special_ids) - {self._contract.terminal_token_id}
+            self._stops = set(policy.all_special_ids) - {self.contract.terminal_token_id}
 
     @property
     def members(self) -> int:
         """Scores that the model gives to an answer: those of its head's ensemble, or one."""
-        return self._model.head.members
+        return self.model.head.members
 
     def score(self, rollouts: pa.Table) -> np.ndarray:
         """Score of each row of a `ROLLOUTS` batch, in its order, `(B,)` fp32."""
@@ -72,10 +71,10 @@ class RewardReader:
 
     def member_scores(self, rollouts: pa.Table) -> np.ndarray:
         """Each member's score of each row, `(B, K)` fp32; NaN where the chat template refuses."""
-        (scores,) = self._scores_by([self], rollouts)
+        (scores,) = self.scores_by([self], rollouts)
         return scores
 
-    def _scores_by(self, readers: Sequence[RewardReader], asked: pa.Table) -> list[np.ndarray]:
+    def scores_by(self, readers: Sequence[RewardReader], asked: pa.Table) -> list[np.ndarray]:
         """`member_scores` of readers that read the very tokens that this one does.
 
         Args:
@@ -84,7 +83,7 @@ class RewardReader:
         sides = self._sides(asked)
         read = [i for i, side in enumerate(sides) if side is not None]
         rows = [self._cut(side[0], [side[1]])[0] for side in sides if side is not None]
-        models = [reader._model for reader in readers]
+        models = [reader.model for reader in readers]
         found = self._fitting(rows, lambda n: score_rows_by_all(models, rows, n, self._device))
         scores = [np.full((len(sides), r.members), np.nan, np.float32) for r in readers]
         for all_rows, of_read in zip(scores, found, strict=True):
@@ -97,15 +96,16 @@ class RewardReader:
         found, self._budget = fitting(read, self._budget, longest)
         return found
 
-    def _reads_like(self, other: RewardReader) -> bool:
+    def reads_like(self, other: RewardReader) -> bool:
+        """Whether the very tokens that this one reads can be given to the other."""
         return (
-            self._contract == other._contract
-            and self._same_tokens == other._same_tokens
-            and self._contract.same_tokens_as(other._tokenizer)
+            self.contract == other.contract
+            and self.same_tokens == other.same_tokens
+            and self.contract.same_tokens_as(other.tokenizer)
         )
 
     def judge(self, texts: pa.Table) -> np.ndarray:
-        """Scores of `TEXTS` (`drivers.scoring`), in their order.
+        """Scores of `TEXTS` (`data.tables`), in their order.
 
         The answers of one group are cut to fit as training cuts a pair: with one common prompt. A
         group that the chat template refuses has NaN scores.
@@ -123,7 +123,7 @@ class RewardReader:
             for same in by_key(tuple(prompt) for prompt, _ in sides):
                 rows += self._cut(sides[same[0]][0], [sides[i][1] for i in same])
                 at += [group[i] for i in same]
-        found = self._fitting(rows, lambda n: score_rows(self._model, rows, n, self._device))
+        found = self._fitting(rows, lambda n: score_rows(self.model, rows, n, self._device))
         if not np.isfinite(found).all():
             raise ValueError(f"reward model {self._folder} gives scores that are no numbers")
         scores[at] = found
@@ -131,7 +131,7 @@ class RewardReader:
 
     def _sides(self, asked: pa.Table) -> list[tuple[list[int], list[int]] | None]:
         """Prompt and closed answer of each row; None where the chat template refuses it."""
-        if self._same_tokens and "prompt_tokens" in asked.column_names:
+        if self.same_tokens and "prompt_tokens" in asked.column_names:
             return list(self._ids(asked))
         if "prompt_tokens" in asked.column_names or "prompt" not in asked.column_names:
             return self._templated(asked)
@@ -148,7 +148,7 @@ class RewardReader:
 
     def _as_it_stands(self, prompt: str, response: str) -> tuple[list[int], list[int]] | None:
         """Text that carries its template already, as its tokens; None where there is none."""
-        contract, tokenizer = self._contract, self._tokenizer
+        contract, tokenizer = self.contract, self.tokenizer
         most = _CHARACTERS_A_TOKEN * contract.max_length  # what is cut off anyway is not read
         ended = response.rstrip()
         if ended.endswith(tuple(tokenizer.all_special_tokens)):
@@ -171,7 +171,7 @@ class RewardReader:
         answers, answer_at = flat(rollouts, "response_tokens")
         for i in range(rollouts.num_rows):
             answer = self._without_stop(answers[answer_at[i] : answer_at[i + 1]].tolist())
-            yield prompts[prompt_at[i] : prompt_at[i + 1]].tolist(), self._contract.close(answer)
+            yield prompts[prompt_at[i] : prompt_at[i + 1]].tolist(), self.contract.close(answer)
 
     def _templated(self, texts: pa.Table) -> list[tuple[list[int], list[int]] | None]:
         """Prompt and closed answer of each row, from its text; a prompt is tokenised once.
@@ -182,8 +182,8 @@ class RewardReader:
         found: dict[int, tuple[list[int], list[int]]] = {}
         for rows in by_key(messages):
             try:
-                prompt, answers = self._contract.tokens(
-                    self._tokenizer, json.loads(messages[rows[0]]), [responses[i] for i in rows]
+                prompt, answers = self.contract.tokens(
+                    self.tokenizer, json.loads(messages[rows[0]]), [responses[i] for i in rows]
                 )
             except jinja2.TemplateError:
                 continue
@@ -197,11 +197,11 @@ class RewardReader:
 
         Nothing is dropped here: where the contract would drop, an answer loses its beginning.
         """
-        fitted = fit_together(self._contract, prompt, answers)
+        fitted = fit_together(self.contract, prompt, answers)
         if fitted is None:
-            most = self._contract.max_length - 1
+            most = self.contract.max_length - 1
             kept = [answer[-most:] for answer in answers]
-            room = self._contract.max_length - max(map(len, kept))
+            room = self.contract.max_length - max(map(len, kept))
             fitted = prompt[-room:], kept
         return [(np.array(fitted[0]), np.array(answer)) for answer in fitted[1]]
 
@@ -235,16 +235,16 @@ class RewardReaders:
         self.layers_shared = self.bytes_shared = 0
         for number, reader in enumerate(readers):  # loaded one by one: what is equal goes at once
             self.readers.append(reader)
-            alike = (g for g in self._groups if self.readers[g[0]]._reads_like(reader))
+            alike = (g for g in self._groups if self.readers[g[0]].reads_like(reader))
             group = next(alike, None)
             if group is None:
                 self._groups.append([number])
             else:
                 group.append(number)
                 first = self.readers[group[0]]
-                self.bytes_shared += share_weights([first._model.lm, reader._model.lm])
+                self.bytes_shared += share_weights([first.model.lm, reader.model.lm])
         for group in self._groups:
-            self.layers_shared += share_layers([self.readers[n]._model.lm for n in group])
+            self.layers_shared += share_layers([self.readers[n].model.lm for n in group])
 
     def member_scores(self, asked: pa.Table) -> list[np.ndarray]:
         """`RewardReader.member_scores` of each.
@@ -255,6 +255,6 @@ class RewardReaders:
         found: dict[int, np.ndarray] = {}
         for group in self._groups:
             readers = [self.readers[number] for number in group]
-            scores = readers[0]._scores_by(readers, asked)
+            scores = readers[0].scores_by(readers, asked)
             found |= dict(zip(group, scores, strict=True))
         return [found[number] for number in range(len(self.readers))]

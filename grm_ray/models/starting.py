@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.schema import Head, Model
 from grm_ray.data.chat import ScoringContract
 from grm_ray.models import foreign

@@ -16,13 +16,11 @@ def gae(
     offsets_B1: torch.Tensor,
     gamma: float,
     lam: float,
-    mask_T: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, equations 11, 12 and 16).
 
     `delta_t = r_t + gamma * V_{t+1} - V_t` and `A_t = delta_t + gamma * lam * A_{t+1}`; after the
-    last token of a row both V and A are 0. Here t counts the tokens that the policy chose: those
-    of a tool or another speaker are passed over, so that credit does not fade across them.
+    last token of a row both V and A are 0.
 
     Args:
         rewards_T: reward for choosing token t.
@@ -30,11 +28,9 @@ def gae(
         offsets_B1: row i is `[offsets[i]:offsets[i + 1]]`; empty rows are allowed.
         gamma: discount a token, 0 to 1.
         lam: 0: the one-step error; 1: the whole return minus the value.
-        mask_T: where it is false, somebody else chose the token; None: the policy chose all.
 
     Returns:
-        `(advantages_T, returns_T)` fp32 without gradient, with returns = advantages + values. Of
-        tokens that the policy did not choose, the advantage is 0 and the return their value.
+        `(advantages_T, returns_T)` fp32 without gradient, with returns = advantages + values.
 
     Raises:
         ValueError: rewards, values and offsets do not fit together.
@@ -43,15 +39,6 @@ def gae(
         raise ValueError(f"{len(rewards_T)} rewards, but {len(values_T)} values")
     lengths_B = row_lengths(offsets_B1, len(rewards_T)).to(values_T.device)
     rewards_T, values_T = rewards_T.float(), values_T.float()
-    if mask_T is not None:
-        chosen_T = mask_T.bool()
-        before_T1 = torch.nn.functional.pad(chosen_T.cumsum(0), (1, 0))
-        found_N, _ = gae(
-            rewards_T[chosen_T], values_T[chosen_T], before_T1[offsets_B1.long()], gamma, lam
-        )
-        advantages_T = torch.zeros_like(values_T)
-        advantages_T[chosen_T] = found_N
-        return advantages_T, advantages_T + values_T
     if not len(rewards_T):
         return rewards_T, values_T
     # Zeros to the right of each row are the terminal V and A: the loop needs no mask of its own.
@@ -141,9 +128,7 @@ def _of_prompts(
     return mean_P[group_B].float(), count_P[group_B].float(), std_P[group_B].float()
 
 
-def masked_moments(
-    x_T: torch.Tensor, mask_T: torch.Tensor | None = None
-) -> tuple[float, float, float]:
+def moments(x_T: torch.Tensor) -> tuple[float, float, float]:
     """(count, sum, sum of squares) of this rank's share, in fp64.
 
     Sums of the three over all ranks give the global moments, whatever the split:
@@ -151,10 +136,8 @@ def masked_moments(
 
     Args:
         x_T: values; an empty share is allowed.
-        mask_T: where it is false (or 0), a value does not count; None: all count.
     """
-    x_T = x_T.detach() if mask_T is None else x_T.detach()[mask_T.bool()]
-    x_T = x_T.double()
+    x_T = x_T.detach().double()
     return float(x_T.numel()), float(x_T.sum()), float(x_T.square().sum())
 
 
@@ -162,7 +145,7 @@ def whiten(x_T: torch.Tensor, mean: float, var: float) -> torch.Tensor:
     """`(x - mean) / sqrt(var + 1e-8)`.
 
     Args:
-        mean, var: *global* moments (`masked_moments`, summed over ranks): with a rank's own, the
+        mean, var: *global* moments (`moments`, summed over ranks): with a rank's own, the
             gradient would depend on which rows it was given.
     """
     # var is a difference of sums and may round below 0; inside the root, the constant keeps equal

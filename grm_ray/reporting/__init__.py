@@ -1,0 +1,1 @@
+"""HTML and Markdown pages of finished runs; reads run folders, starts nothing."""

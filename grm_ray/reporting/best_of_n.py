@@ -8,7 +8,7 @@ from typing import Any
 from grm_ray import __version__
 from grm_ray.reporting.curves import Chart
 from grm_ray.reporting.document import document, put
-from grm_ray.reporting.evaluation_figures import Section, interval
+from grm_ray.reporting.evaluation_figures import ReportSection, interval
 from grm_ray.reporting.plots import Series, line_chart
 from grm_ray.reporting.samples import clean
 from grm_ray.reporting.tables import NOTHING, Figure, Table, fixed, shortened
@@ -141,7 +141,7 @@ def _line(name: str, kl: list[float], found: list[dict[str, Any]], color: int) -
     return Series(name, kl, mean, color, low=low, high=high)
 
 
-def _worth(result: Result) -> Section:
+def _worth(result: Result) -> ReportSection:
     """One row a proxy; where there are several, each is compared with the first."""
     most, several = result["samples"], len(result["proxies"]) > 1
     rows: list[list[str | Figure]] = [
@@ -175,10 +175,10 @@ def _worth(result: Result) -> Section:
         "STARC",
     ]
     about = _WORTH.format(samples=most)
-    return Section("What the choice is worth", about, [Table(head, rows, foot=1)])
+    return ReportSection("What the choice is worth", about, [Table(head, rows, foot=1)])
 
 
-def _sizes(result: Result) -> Section:
+def _sizes(result: Result) -> ReportSection:
     """One row a size."""
     columns = [proxy["true"] for proxy in result["proxies"].values()]
     columns.append(result["oracle"]["true"])
@@ -187,12 +187,12 @@ def _sizes(result: Result) -> Section:
         for i, (n, kl) in enumerate(zip(result["sizes"], result["kl"], strict=True))
     ]
     head = ["n", "KL, nats", *result["proxies"], _ORACLE]
-    return Section(
+    return ReportSection(
         "True reward at every n", "Means, with 95 % intervals over prompts.", [Table(head, rows)]
     )
 
 
-def _soft(result: Result) -> Section:
+def _soft(result: Result) -> ReportSection:
     """One row a proxy and temperature."""
     rows: list[list[str | Figure]] = [
         [
@@ -207,10 +207,10 @@ def _soft(result: Result) -> Section:
     ]
     head = ["chosen by", "beta", "KL, nats", "proxy’s score", "true reward"]
     about = _SOFT.format(samples=result["samples"])
-    return Section("Soft best-of-n", about, [Table(head, rows, names=2)])
+    return ReportSection("Soft best-of-n", about, [Table(head, rows, names=2)])
 
 
-def _habits(result: Result) -> Section:
+def _habits(result: Result) -> ReportSection:
     """One row a proxy: one answer alone, and the best of N."""
     scales = (("list_rate", 1, 100), ("repetition", 1, 100), ("tokens", 1, 1))
     rows: list[list[str | Figure]] = [
@@ -220,10 +220,10 @@ def _habits(result: Result) -> Section:
     names = ("lists, %", "repetition, %", "tokens")
     sizes = ("n = 1", f"n = {result['samples']}")
     head = ["chosen by", *(f"{name}, {size}" for name in names for size in sizes)]
-    return Section("Habits of the chosen answers", _HABITS, [Table(head, rows)])
+    return ReportSection("Habits of the chosen answers", _HABITS, [Table(head, rows)])
 
 
-def _origins(result: Result) -> Section:
+def _origins(result: Result) -> ReportSection:
     data, left_out = result["data"], result["left_out"]
     rows: list[list[str | Figure]] = [
         ["policy", f"{result['policy']}, temperature {result['temperature']:g}"],
@@ -240,4 +240,4 @@ def _origins(result: Result) -> Section:
         ]
         tables.append(Table(["reason", "prompts"], reasons, "Left out", prose=True))
         about = f"{sum(left_out.values()):,} prompts could not be used; see quarantine.jsonl."
-    return Section("Models and data", about, tables)
+    return ReportSection("Models and data", about, tables)

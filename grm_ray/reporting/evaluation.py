@@ -8,7 +8,7 @@ from grm_ray import __version__
 from grm_ray.reporting import evaluation_details as details
 from grm_ray.reporting import evaluation_tables as tables
 from grm_ray.reporting.document import document, put
-from grm_ray.reporting.evaluation_figures import Result, Section
+from grm_ray.reporting.evaluation_figures import ReportSection, Result
 from grm_ray.reporting.evaluation_plots import accuracy_plot, keys, reliability_plot, standalone
 from grm_ray.reporting.samples import clean
 from grm_ray.reporting.tables import plain, shortened
@@ -76,7 +76,7 @@ def markdown(result: Result, plot: bool = True) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _sections(result: Result) -> list[Section]:
+def _sections(result: Result) -> list[ReportSection]:
     found = [
         tables.accuracy(result),
         tables.differences(result),
@@ -95,7 +95,7 @@ def _subtitle(result: Result) -> str:
     return counts + (f" · baseline {shortened(result['baseline'])}" if models > 1 else "")
 
 
-def _section_lines(section: Section) -> list[str]:
+def _section_lines(section: ReportSection) -> list[str]:
     tables_shown = (table.markdown() for table in section.tables)
     return [f"## {plain(section.title)}", plain(section.about), *tables_shown]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from grm_ray.reporting.evaluation_figures import (
     LONGER,
+    ReportSection,
     Result,
-    Section,
     at,
     grouped,
     interval,
@@ -21,7 +21,7 @@ SUITES = {
 }
 
 
-def benchmarks(result: Result) -> Section | None:
+def benchmarks(result: Result) -> ReportSection | None:
     """The averages of the benchmarks' own, with what is missing for them."""
     tables: list[Table] = []
     for name in result["sets"]:
@@ -34,10 +34,10 @@ def benchmarks(result: Result) -> Section | None:
         "In %, each part weighted as the benchmark weights it. Where parts are missing the score "
         "is over the rest, and stands beside no published one."
     )
-    return Section("Benchmark scores", about, tables)
+    return ReportSection("Benchmark scores", about, tables)
 
 
-def several_answers(result: Result) -> Section | None:
+def several_answers(result: Result) -> ReportSection | None:
     """Strict accuracy and mean reciprocal rank of sets with more than two answers a prompt."""
     rows = grouped(
         result,
@@ -55,10 +55,10 @@ def several_answers(result: Result) -> Section | None:
         "rejected one. MRR is the mean of 1 / rank of the best chosen answer; 1 is best."
     )
     head = ["set", "model", "strict, %", "with ties let pass, %", "MRR"]
-    return Section("One against many", about, [Table(head, rows, names=2)])
+    return ReportSection("One against many", about, [Table(head, rows, names=2)])
 
 
-def subsets(result: Result) -> list[Section]:
+def subsets(result: Result) -> list[ReportSection]:
     """Accuracy by subset, of every set that has more than one."""
     found = []
     for name, of_set in result["sets"].items():
@@ -81,7 +81,9 @@ def subsets(result: Result) -> list[Section]:
         ]
         head = ["subset", *result["models"], LONGER, "contests / prompts"]
         title = f"Subsets of {name}"
-        found.append(Section(title, "Accuracy in %, as above.", [Table(head, rows)], folded=True))
+        found.append(
+            ReportSection(title, "Accuracy in %, as above.", [Table(head, rows)], folded=True)
+        )
     return found
 
 

@@ -14,7 +14,7 @@ LONGER = "the longer answer wins"
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportSection:
     """Tables under a title, and what their figures mean; `folded` hides them behind the title."""
 
     title: str
@@ -54,6 +54,7 @@ def share(found: Any, sign: str = "") -> Figure:
 
 
 def points(found: Any) -> Figure:
+    """A difference of two shares with its interval, in percentage points."""
     low, high = (fixed(at(found, key), 1, 100, plus=True) for key in ("low", "high"))
     more = "" if NOTHING in (low, high) else f"{low} to {high}"
     return Figure(fixed(at(found, "mean"), 1, 100, plus=True), more)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from grm_ray.reporting.evaluation_figures import (
     LONGER,
+    ReportSection,
     Result,
-    Section,
     at,
     grouped,
     points,
@@ -74,7 +74,7 @@ def verdicts(result: Result) -> list[str]:
     return found
 
 
-def accuracy(result: Result) -> Section:
+def accuracy(result: Result) -> ReportSection:
     """One row a model, one column a set."""
     sets, baseline = result["sets"], result["baseline"]
     rows: list[list[str | Figure]] = [
@@ -97,10 +97,10 @@ def accuracy(result: Result) -> Section:
             f"out 0. Of {tests} such comparisons about {0.05 * tests:.1f} would carry a sign by "
             "chance if no model differed."
         )
-    return Section("Accuracy", about, [Table(["model", *sets], rows, foot=2)])
+    return ReportSection("Accuracy", about, [Table(["model", *sets], rows, foot=2)])
 
 
-def differences(result: Result) -> Section | None:
+def differences(result: Result) -> ReportSection | None:
     """The paired gain of each model over the baseline, and what gain would have shown."""
     rows = grouped(
         result,
@@ -125,7 +125,7 @@ def differences(result: Result) -> Section | None:
         "is a pair."
     )
     head = ["set", "model", "difference, points", "shows from", "disagree, %"]
-    return Section("Differences to the baseline", about, [Table(head, rows, names=2)])
+    return ReportSection("Differences to the baseline", about, [Table(head, rows, names=2)])
 
 
 def _as_here(result: Result) -> str:
@@ -134,7 +134,7 @@ def _as_here(result: Result) -> str:
     return "the models to disagree as often as here and every prompt to count once"
 
 
-def repetitions(result: Result) -> Section | None:
+def repetitions(result: Result) -> ReportSection | None:
     """Each training by itself: its accuracy, and its gain over the baseline of its seed."""
     choices = at(result, "repetitions", "choices") or []
     if len(choices) < 2:
@@ -155,10 +155,10 @@ def repetitions(result: Result) -> Section | None:
         f"same {result['repetitions']['factor']}, in points."
     )
     head = ["set", "model", *choices, *(f"difference, {choice}" for choice in choices)]
-    return Section("Each training", about, [Table(head, rows, names=2)])
+    return ReportSection("Each training", about, [Table(head, rows, names=2)])
 
 
-def biases(result: Result) -> Section:
+def biases(result: Result) -> ReportSection:
     """Length, ties and calibration."""
 
     def figures(name: str) -> Callable[[Result], list[str | Figure]]:
@@ -189,10 +189,10 @@ def biases(result: Result) -> Section:
         "ties, % of pairs",
         "ECE",
     ]
-    return Section("Length bias, ties and calibration", about, [Table(head, rows, names=2)])
+    return ReportSection("Length bias, ties and calibration", about, [Table(head, rows, names=2)])
 
 
-def origins(result: Result) -> Section:
+def origins(result: Result) -> ReportSection:
     """What was judged, on which data, and what was left out of it."""
     models: list[list[str | Figure]] = [[m, _what(d, result)] for m, d in result["models"].items()]
     sets: list[list[str | Figure]] = [
@@ -225,7 +225,7 @@ def origins(result: Result) -> Section:
                 f" The prompts of {seen['in_training_files']:,} of {seen['contests']:,} contests "
                 f"of {name} stand in the training files too."
             )
-    return Section("Models and data", about, tables)
+    return ReportSection("Models and data", about, tables)
 
 
 def _sign(result: Result, name: str, model: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from grm_ray.reporting.tables import shortened
-from grm_ray.reporting.trajectory import Evaluation, Trajectory, paired
+from grm_ray.reporting.trajectory import EvaluationPoint, Trajectory, paired
 from grm_ray.study.intervals import Interval
 from grm_ray.study.kept import KeptInterval, bootstrap_kept
 from grm_ray.study.overoptimization import (
@@ -34,9 +34,9 @@ class Findings:
     `fits` have the place of the peak with its interval where prompts were kept.
     """
 
-    start: Evaluation | None
-    highest: Evaluation | None
-    end: Evaluation | None
+    start: EvaluationPoint | None
+    highest: EvaluationPoint | None
+    end: EvaluationPoint | None
     kept: KeptInterval | None
     peak: Peak | None
     fits: Sequence[tuple[Fit, Interval | None]]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from grm_ray.reporting.numbers import duration, pretty, signed
 from grm_ray.reporting.run import Run, number
-from grm_ray.reporting.samples import Pairs
+from grm_ray.reporting.samples import BeforeAfter
 from grm_ray.study.intervals import Interval
 
 # No line break between a number and its sign.
@@ -22,12 +22,12 @@ class Card:
     more: str
 
 
-def verdict(run: Run, pairs: Pairs | None) -> str:
+def verdict(run: Run, pairs: BeforeAfter | None) -> str:
     """The main finding, with what its numbers can and cannot show; empty where there is none."""
     return _rm_verdict(run) if run.job == "rm" else _ppo_verdict(pairs)
 
 
-def cards(run: Run, pairs: Pairs | None) -> list[Card]:
+def cards(run: Run, pairs: BeforeAfter | None) -> list[Card]:
     """Headline figures, the most important first."""
     found = _rm_cards(run) if run.job == "rm" else _ppo_cards(run, pairs)
     speed = [v for v in run.column("tokens_per_second") if v is not None]
@@ -48,7 +48,7 @@ def spent(run: Run) -> float:
     return sum(v for key in run.keys("phase/") for v in run.column(key) if v is not None)
 
 
-def _ppo_verdict(pairs: Pairs | None) -> str:
+def _ppo_verdict(pairs: BeforeAfter | None) -> str:
     if pairs is None:
         return ""
     true, proxy = pairs.difference("true_reward"), pairs.difference("reward")
@@ -86,7 +86,7 @@ def _rm_verdict(run: Run) -> str:
     return text if bounds[0] > 0.5 else f"{text} That is not told apart from chance."
 
 
-def _ppo_cards(run: Run, pairs: Pairs | None) -> list[Card]:
+def _ppo_cards(run: Run, pairs: BeforeAfter | None) -> list[Card]:
     found = []
     for key, what in (("true_reward", "True reward"), ("reward", "Reward model's score")):
         change = pairs.difference(key) if pairs else None

@@ -10,7 +10,7 @@ from grm_ray.reporting.findings import Findings, findings, verdict
 from grm_ray.reporting.numbers import pretty
 from grm_ray.reporting.overoptimization_tables import fits_table, kept_table
 from grm_ray.reporting.run import Run
-from grm_ray.reporting.run_plots import Curve, run_chart
+from grm_ray.reporting.run_plots import PlotCurve, run_chart
 from grm_ray.reporting.samples import clean
 from grm_ray.reporting.trajectory import Trajectory, read_trajectory
 from grm_ray.study.overoptimization import Fit
@@ -63,12 +63,12 @@ def section(run: Run) -> str:
     )
 
 
-def _curve(trajectory: Trajectory, one: Findings, kind: str, place: int) -> Curve:
+def _curve(trajectory: Trajectory, one: Findings, kind: str, place: int) -> PlotCurve:
     points = sorted(trajectory.with_distance(kind), key=lambda e: e.d or 0.0)
     means = [e.means[kind] for e in points]
     x = [e.d or 0.0 for e in points]
     names = [f"step {e.step}, d {pretty(d)}" for e, d in zip(points, x, strict=True)]
-    curve = Curve(
+    curve = PlotCurve(
         trajectory.label,
         place,
         x,

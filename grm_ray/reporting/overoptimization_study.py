@@ -8,11 +8,11 @@ from typing import Any
 from grm_ray import __version__
 from grm_ray.reporting.curves import Chart
 from grm_ray.reporting.document import document, put
-from grm_ray.reporting.evaluation_figures import Section, interval
+from grm_ray.reporting.evaluation_figures import ReportSection, interval
 from grm_ray.reporting.evaluation_plots import keys
-from grm_ray.reporting.run_plots import Curve, run_chart
+from grm_ray.reporting.run_plots import PlotCurve, run_chart
 from grm_ray.reporting.samples import clean
-from grm_ray.reporting.tables import NOTHING, Cell, Figure, Table, fixed
+from grm_ray.reporting.tables import NOTHING, Figure, Table, TableCell, fixed
 
 RESULT = "overoptimization.json"
 _ABOUT = (
@@ -109,7 +109,7 @@ def choice_table(result: Result, noise: str) -> Table | None:
     if not chosen:
         return None
     most, oracle = _most(result, noise), result["noise"][noise]["best_of_n"]["oracle"]
-    rows: list[list[Cell]] = [
+    rows: list[list[TableCell]] = [
         [
             name,
             _accuracy(result, noise, name),
@@ -134,7 +134,7 @@ def policy_table(result: Result, noise: str) -> Table | None:
     _, policies = _proxies(result, noise)
     if not policies:
         return None
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     for name, proxy in policies.items():
         start = NOTHING if proxy["true"] is None else interval(proxy["true"][0], 3)
         place = NOTHING if proxy["true"] is None else f"step {proxy['steps'][proxy['peak']]}"
@@ -167,7 +167,7 @@ def _accuracy(result: Result, noise: str, name: str) -> str:
     return NOTHING if found is None else fixed(found["mean"], 1, 100)
 
 
-def _of_one(found: Result, place: str) -> list[Cell]:
+def _of_one(found: Result, place: str) -> list[TableCell]:
     """True reward at the end, the place of the peak, the share kept, less the baseline's."""
     if found["true"] is None:
         return [NOTHING] * 4
@@ -237,21 +237,23 @@ def _above(value: float | None, first: float | None) -> float | None:
     return None if value is None or first is None else value - first
 
 
-def _curve(name: str, place: int, x: list[float], found: list[Result], said: list[str]) -> Curve:
+def _curve(
+    name: str, place: int, x: list[float], found: list[Result], said: list[str]
+) -> PlotCurve:
     y, low, high = ([at[key] for at in found] for key in ("mean", "low", "high"))
-    return Curve(name, place, x, y, low, high, said)
+    return PlotCurve(name, place, x, y, low, high, said)
 
 
-def _plain(name: str, place: int, x: list[float], y: list[float | None]) -> Curve:
+def _plain(name: str, place: int, x: list[float], y: list[float | None]) -> PlotCurve:
     known = [(at, value) for at, value in zip(x, y, strict=True) if value is not None]
-    return Curve(name, place, [at for at, _ in known], [value for _, value in known])
+    return PlotCurve(name, place, [at for at, _ in known], [value for _, value in known])
 
 
-def _origins(result: Result) -> Section:
-    rows: list[list[Cell]] = [
+def _origins(result: Result) -> ReportSection:
+    rows: list[list[TableCell]] = [
         [name, ", ".join(f"{key} {value}" for key, value in proxy.items())]
         for name, proxy in result["proxies"].items()
     ]
     rows.append(["seeds", ", ".join(str(seed) for seed in result["seeds"])])
     table = Table(["proxy", "made of"], rows, names=2, prose=True)
-    return Section("What was compared", "From config.yaml in this folder.", [table])
+    return ReportSection("What was compared", "From config.yaml in this folder.", [table])

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from grm_ray.reporting.findings import FORMS, Findings
 from grm_ray.reporting.numbers import pretty, signed
-from grm_ray.reporting.tables import NOTHING, Cell, Figure, Table, fixed, shortened
-from grm_ray.reporting.trajectory import Evaluation, Trajectory
+from grm_ray.reporting.tables import NOTHING, Figure, Table, TableCell, fixed, shortened
+from grm_ray.reporting.trajectory import EvaluationPoint, Trajectory
 from grm_ray.study.intervals import Interval
 from grm_ray.study.kept import KeptInterval
 from grm_ray.study.overoptimization import Fit
@@ -16,7 +16,7 @@ from grm_ray.study.overoptimization import Fit
 
 def kept_table(found: Sequence[tuple[Trajectory, Findings]]) -> Table:
     """A row a run: start, highest and last true reward, and how much of the gain was kept."""
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     for trajectory, one in found:
         rows.append(
             [
@@ -48,7 +48,7 @@ def kept_table(found: Sequence[tuple[Trajectory, Findings]]) -> Table:
 
 def fits_table(found: Sequence[tuple[Trajectory, Findings]]) -> Table | None:
     """Two rows a run, one a curve, with the peak that it predicts or why it shows none."""
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     for trajectory, one in found:
         for i, (fit, place) in enumerate(one.fits):
             name = trajectory.label if i == 0 else ""
@@ -83,7 +83,7 @@ def _note(one: Findings) -> str:
     return "" if one.kept is None else one.kept.note
 
 
-def _reward(evaluation: Evaluation | None, place: bool = False) -> Cell:
+def _reward(evaluation: EvaluationPoint | None, place: bool = False) -> TableCell:
     if evaluation is None:
         return NOTHING
     value = pretty(evaluation.means["true_reward"].value)
@@ -93,7 +93,7 @@ def _reward(evaluation: Evaluation | None, place: bool = False) -> Cell:
     return Figure(value, f"step {evaluation.step}{at}")
 
 
-def _share(kept: KeptInterval) -> Cell:
+def _share(kept: KeptInterval) -> TableCell:
     found = kept.share
     if math.isnan(found.mean):
         return NOTHING
@@ -101,6 +101,6 @@ def _share(kept: KeptInterval) -> Cell:
     return Figure(f"{mean}\u00a0%", "" if math.isnan(found.low) else f"{low} to {high}")
 
 
-def _fall(found: Interval) -> Cell:
+def _fall(found: Interval) -> TableCell:
     bounds = "" if math.isnan(found.low) else f"{signed(found.low)} to {signed(found.high)}"
     return Figure(signed(found.mean), bounds)

@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from grm_ray.config.document import ConfigError, check_tree, legible, parse
+from grm_ray.config.document import check_tree, legible, parse
+from grm_ray.config.errors import ConfigError
 
 # No figure of a run is as large, and what is can overflow where it is squared or summed.
 _ABSURD = 1e100

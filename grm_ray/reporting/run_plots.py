@@ -20,7 +20,7 @@ _MOST_MARKS = 40
 
 
 @dataclass
-class Curve:
+class PlotCurve:
     """Points of one run, `place` its number on the page; `low` and `high` are None or a bound each.
 
     `names` say what a point is when it is pointed at; `fitted` is a dotted curve through the
@@ -40,7 +40,7 @@ class Curve:
 
 def run_chart(
     title: str,
-    curves: Sequence[Curve],
+    curves: Sequence[PlotCurve],
     unit: str,
     x_label: str,
     whole: bool = False,
@@ -67,14 +67,14 @@ def run_chart(
 
 def over_steps(
     label: str, place: int, steps: list[float], values: list[float | None], marked: bool
-) -> Curve:
+) -> PlotCurve:
     """A curve of one number a step, averaged over steps where they are many."""
     known = thinned(Series(label, steps, values)).points()
     x, y = [x for x, _ in known], [y for _, y in known]
-    return Curve(label, place, x, y, marked=marked or len(x) == 1)
+    return PlotCurve(label, place, x, y, marked=marked or len(x) == 1)
 
 
-def _shade(curve: Curve, frame: Frame) -> str:
+def _shade(curve: PlotCurve, frame: Frame) -> str:
     """The interval as a band, broken where a point has none."""
     parts, corners = [], []
     bounds = [*zip(curve.x, curve.low, curve.high, strict=False), (0.0, None, None)]
@@ -90,14 +90,14 @@ def _shade(curve: Curve, frame: Frame) -> str:
     return "".join(parts)
 
 
-def _line(curve: Curve, frame: Frame) -> str:
+def _line(curve: PlotCurve, frame: Frame) -> str:
     path = "L".join(
         f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in zip(curve.x, curve.y, strict=True)
     )
     return f'<path class="c{_color(curve)} line thin" d="M{path}"/>'
 
 
-def _fitted(curve: Curve, frame: Frame) -> str:
+def _fitted(curve: PlotCurve, frame: Frame) -> str:
     parts = [
         f"M{frame.x(x):.1f} {frame.y(y):.1f}L{frame.x(u):.1f} {frame.y(v):.1f}"
         for (x, y), (u, v) in pairwise(curve.fitted)
@@ -105,7 +105,7 @@ def _fitted(curve: Curve, frame: Frame) -> str:
     return f'<path class="c{_color(curve)} fitted" d="{"".join(parts)}"/>'
 
 
-def _points(curve: Curve, frame: Frame) -> str:
+def _points(curve: PlotCurve, frame: Frame) -> str:
     """A mark a point, or one that is not seen where they are many, and what it says."""
     parts = []
     marked = curve.marked and len(curve.x) <= _MOST_MARKS
@@ -122,5 +122,5 @@ def _points(curve: Curve, frame: Frame) -> str:
     return "".join(parts)
 
 
-def _color(curve: Curve) -> int:
+def _color(curve: PlotCurve) -> int:
     return curve.place % COLORS

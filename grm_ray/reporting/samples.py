@@ -20,7 +20,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
-class Pairs:
+class BeforeAfter:
     """The same held-out rows before and after, joined by uid; `key` is what they are judged by."""
 
     before: list[Row]
@@ -49,17 +49,19 @@ class Pairs:
         return sum(before) / len(before), sum(after) / len(after), gain
 
 
-def pair(run: Run) -> Pairs | None:
+def pair(run: Run) -> BeforeAfter | None:
     """The rows that both `before` and `after` hold, None where there are none."""
     after = {row["uid"]: row for row in run.samples.get("after", [])}
     before = [row for row in run.samples.get("before", []) if row["uid"] in after]
     if not before:
         return None
-    pairs = Pairs(before, [after[row["uid"]] for row in before], "true_reward")
-    return pairs if pairs.values("true_reward") else Pairs(pairs.before, pairs.after, "reward")
+    pairs = BeforeAfter(before, [after[row["uid"]] for row in before], "true_reward")
+    return (
+        pairs if pairs.values("true_reward") else BeforeAfter(pairs.before, pairs.after, "reward")
+    )
 
 
-def conversations(run: Run, pairs: Pairs | None) -> str:
+def conversations(run: Run, pairs: BeforeAfter | None) -> str:
     """The section of sample conversations, empty where no samples were kept."""
     if pairs is not None and pairs.values(pairs.key):
         return _compared(pairs)
@@ -78,7 +80,7 @@ def clean(text: Any) -> str:
     return escape(_CONTROL.sub("�", "" if text is None else str(text)))
 
 
-def _compared(pairs: Pairs) -> str:
+def _compared(pairs: BeforeAfter) -> str:
     scored = [
         (number(b[pairs.key]), number(a[pairs.key]), b, a)
         for b, a in zip(pairs.before, pairs.after, strict=True)

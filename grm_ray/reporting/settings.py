@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from grm_ray.reporting.tables import NOTHING, Cell, Table, shortened
+from grm_ray.reporting.tables import NOTHING, Table, TableCell, shortened
 
 # What names a run or says where it lies differs always, and explains nothing.
 _SKIPPED = frozenset({"name", "job", "runs"})
@@ -31,7 +31,7 @@ def differing(labels: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> Ta
     """A row a setting that not all runs have alike, a column a run; None where there is none."""
     flat = [flattened(config) for config in configs]
     keys = dict.fromkeys(key for one in flat for key in one if key not in _SKIPPED)
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     for key in keys:
         values = [one.get(key, NOTHING) for one in flat]
         if len(set(values)) > 1:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from grm_ray.reporting.curves import Chart, phases
 from grm_ray.reporting.numbers import duration, pretty
 from grm_ray.reporting.run import Run
-from grm_ray.reporting.run_plots import Curve, over_steps, run_chart
+from grm_ray.reporting.run_plots import PlotCurve, over_steps, run_chart
 from grm_ray.reporting.samples import clean
-from grm_ray.reporting.tables import NOTHING, Cell, Table
+from grm_ray.reporting.tables import NOTHING, Table, TableCell
 from grm_ray.reporting.trajectory import Trajectory
 
 _REWARDS = (
@@ -42,7 +42,7 @@ def reward_charts(shown: Sequence[Trajectory]) -> list[Chart]:
             known = one.known(kind)
             means = [e.means[kind] for e in known]
             curves.append(
-                Curve(
+                PlotCurve(
                     one.label,
                     place,
                     [float(e.step) for e in known],
@@ -79,7 +79,7 @@ def habit_charts(shown: Sequence[Trajectory]) -> list[Chart]:
 
 def guard_table(shown: Sequence[Trajectory]) -> Table | None:
     """What guards did and why, the first of each run; None where none did anything."""
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     for one in shown:
         acted = [row for row in one.run.steps if _action(row.get("guard/action"))]
         for row in acted[:_MOST_ACTIONS]:
@@ -123,7 +123,7 @@ def time_section(shown: Sequence[Trajectory]) -> str:
     )
 
 
-def _column(one: Trajectory, place: int, key: str) -> Curve:
+def _column(one: Trajectory, place: int, key: str) -> PlotCurve:
     steps = [float(row["step"]) for row in one.run.steps]
     return over_steps(one.label, place, steps, one.run.column(key), key.startswith("eval/"))
 

@@ -27,7 +27,7 @@ class Figure:
     sign: str = ""
 
 
-Cell = str | Figure
+TableCell = str | Figure
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Table:
     """
 
     head: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[TableCell]]
     title: str = ""
     names: int = 1
     foot: int = 0
@@ -75,7 +75,7 @@ class Table:
         note = f"\n\n{plain(self.note)}" if self.note else ""
         return title + "\n".join(lines) + note
 
-    def _row(self, place: int, row: Sequence[Cell]) -> str:
+    def _row(self, place: int, row: Sequence[TableCell]) -> str:
         kind = ""
         if place >= len(self.rows) - self.foot:
             kind = ' class="foot"'
@@ -84,7 +84,7 @@ class Table:
         cells = "".join(self._cell(i, cell) for i, cell in enumerate(row))
         return f"<tr{kind}>{cells}</tr>"
 
-    def _cell(self, column: int, cell: Cell) -> str:
+    def _cell(self, column: int, cell: TableCell) -> str:
         if column >= self.names:
             return f"<td>{_in_html(cell)}</td>"
         if self.prose and column == self.names - 1:
@@ -135,7 +135,7 @@ def _short(text: str) -> str:
     return clean(text) if short == text else f'<span title="{clean(text)}">{clean(short)}</span>'
 
 
-def _in_html(cell: Cell) -> str:
+def _in_html(cell: TableCell) -> str:
     if isinstance(cell, str):
         return clean(cell)
     up = " up" if cell.sign == "▲" else ""
@@ -144,7 +144,7 @@ def _in_html(cell: Cell) -> str:
     return f"{sign}{clean(cell.text)}{more}"
 
 
-def _in_markdown(cell: Cell) -> str:
+def _in_markdown(cell: TableCell) -> str:
     if isinstance(cell, str):
         return plain(cell)
     sign = f"{cell.sign} " if cell.sign else ""

@@ -28,7 +28,7 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationPoint:
     """One evaluation: `kl` in nats an answer, against the start; means of `reward`, `true_reward`.
 
     `by_prompt` has each kind of reward by the uid of its answer, empty where none were kept.
@@ -54,16 +54,16 @@ class Trajectory:
 
     run: Run
     label: str
-    evaluations: list[Evaluation]
+    evaluations: list[EvaluationPoint]
     last: list[dict[str, Any]]
     last_step: int = 0
     notes: list[str] = field(default_factory=list)
 
-    def known(self, kind: str) -> list[Evaluation]:
+    def known(self, kind: str) -> list[EvaluationPoint]:
         """Evaluations that have a mean of `kind`."""
         return [e for e in self.evaluations if kind in e.means]
 
-    def with_distance(self, kind: str) -> list[Evaluation]:
+    def with_distance(self, kind: str) -> list[EvaluationPoint]:
         """Those of `known` that have a KL too."""
         return [e for e in self.known(kind) if e.kl is not None]
 
@@ -84,7 +84,7 @@ def read_trajectory(run: Run, label: str = "") -> Trajectory:
         answers = _answers(run, row, row is rows[-1], made.notes)
         by_prompt = {kind: _by_uid(answers, kind) for kind in _KINDS}
         means = {kind: mean for kind in _KINDS if (mean := _mean(row, kind, by_prompt[kind]))}
-        made.evaluations.append(Evaluation(int(row["step"]), kl, means, by_prompt))
+        made.evaluations.append(EvaluationPoint(int(row["step"]), kl, means, by_prompt))
         if answers:
             made.last, made.last_step = answers, int(row["step"])
     made.notes += _doubts(run, borrowed)
@@ -92,7 +92,7 @@ def read_trajectory(run: Run, label: str = "") -> Trajectory:
 
 
 def paired(
-    evaluations: list[Evaluation], kind: str = "true_reward"
+    evaluations: list[EvaluationPoint], kind: str = "true_reward"
 ) -> tuple[NDArray[np.float64] | None, str]:
     """`(S, P)`: the reward of each prompt at each evaluation, or None and the reason.
 

@@ -22,7 +22,7 @@ PROXY = "proxy"
 
 
 @dataclass(frozen=True)
-class Answers:
+class PipelineInput:
     """What a pipeline is told of B answers.
 
     Attributes:
@@ -48,7 +48,8 @@ class Stage:
 
     Attributes:
         name: of its column.
-        asks: for fields of `Answers`, as tensors, by the names that stages use (`rewards.stages`).
+        asks: for fields of `PipelineInput`, as tensors, by the names that stages use
+            (`rewards.stages`).
         rule: column of `rules_BR` that `rule_B` is; None: the stage has no rule.
     """
 
@@ -125,7 +126,7 @@ class RewardPipeline:
             return np.zeros(len(scores_BK))
         return disagreement(self._scaled(scores_BK)).double().numpy()
 
-    def __call__(self, answers: Answers) -> dict[str, Floats]:
+    def __call__(self, answers: PipelineInput) -> dict[str, Floats]:
         """The proxy and what each stage makes of it, `(B,)` each, in order; the last is the reward.
 
         Stages that remember are moved on by it.
@@ -170,7 +171,7 @@ class RewardPipeline:
         assert self._scale is not None, "fit comes first"
         return self._scale.normalize(_tensor(scores_BK).T)
 
-    def _known(self, answers: Answers) -> dict[str, Any]:
+    def _known(self, answers: PipelineInput) -> dict[str, Any]:
         """What stages may ask for; references as the aggregate of their members' scores."""
         known: dict[str, Any] = {
             "finished_B": _tensor(answers.finished_B).bool(),

@@ -51,11 +51,6 @@ class RunningNormalizer:
         mean = float(scores_B.mean())
         self._merge(scores_B.numel(), mean, float((scores_B - mean).square().sum()))
 
-    def merge(self, other: RunningNormalizer) -> None:
-        """Take in what another normaliser has seen."""
-        if other.count:
-            self._merge(other.count, other.mean, other._squares)
-
     def normalize(self, scores_B: torch.Tensor) -> torch.Tensor:
         """`(scores - mean) / std`, fp32; changes no state."""
         return ((scores_B.double() - self.mean) / self.std).float()

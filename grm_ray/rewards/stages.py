@@ -1,8 +1,8 @@
 """Stages of a reward pipeline that remember, and those that bring in rules.
 
 A stage is called with the rewards `(B,)` so far, and by keyword with what it names of the answers:
-`finished_B`, `lengths_B`, `longest`, `references_BM` (`pipeline.Answers`); the stages `rule` and
-`factor` have `rule_B` too. Other parameters come from the config.
+`finished_B`, `lengths_B`, `longest`, `references_BM` (`pipeline.PipelineInput`); the stages `rule`
+and `factor` have `rule_B` too. Other parameters come from the config.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.runtime.placement import Bundle, Node, fit, places, resources, this_machine
 
 # Ray's own processes of a local session, which live as long as it does.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from grm_ray.config.ends import NotWritten
+from grm_ray.config.errors import NotWritten
 
 # What a full or unwritable disk leads to: torch's own writer knows RuntimeError only.
 FAILURES = (OSError, SafetensorError)
@@ -36,6 +36,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def not_written(path: Path, error: Exception) -> NotWritten:
+    """The end of a run for which `path` could not be written, with the reason."""
     reason = getattr(error, "strerror", None) or error
     return NotWritten(
         f"{path} could not be written ({reason}): free space there, or let this user write to it"

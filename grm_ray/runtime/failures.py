@@ -22,6 +22,8 @@ from ray.exceptions import (
 
 
 class Failure(StrEnum):
+    """What a failure is of, which decides how the run goes on."""
+
     INFRASTRUCTURE = "infrastructure"
     LOST_INPUT = "lost input"
     PROGRAM = "program"

@@ -14,6 +14,8 @@ from statistics import median_low
 
 
 class State(StrEnum):
+    """What a worker is good for at the moment."""
+
     RESTARTING = "restarting"
     STALE = "stale"
     HEALTHY = "healthy"

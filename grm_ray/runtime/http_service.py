@@ -32,7 +32,7 @@ from starlette.routing import Route
 
 from grm_ray.config.serve import Limits
 from grm_ray.data.tables import ASKED
-from grm_ray.runtime.service import Busy, Refused, ScoringService
+from grm_ray.runtime.service import Busy, RequestRefused, ScoringService
 
 # Scores (B, K) of all models -> (B,).
 Aggregate = Callable[[np.ndarray], np.ndarray]
@@ -322,7 +322,7 @@ async def _scores(
         found_BK = future.result()
     except Busy as busy:
         raise Wrong(503, str(busy), {"Retry-After": "1"}) from None
-    except Refused as refused:
+    except RequestRefused as refused:
         raise Wrong(400, f"these rows cannot be scored ({refused})") from None
     bad = np.flatnonzero(~np.isfinite(found_BK).all(axis=1))
     if len(bad):

@@ -17,6 +17,7 @@ from grm_ray.runtime.disk import writing
 
 
 def uid(prompt_id: str, epoch: int, sample: int) -> str:
+    """Name of a row of a run, the same whenever it is made again."""
     return f"{prompt_id}:{epoch}:{sample}"
 
 

@@ -14,7 +14,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from grm_ray.config.load import ConfigError, load
+from grm_ray.config.errors import ConfigError
+from grm_ray.config.load import load
 from grm_ray.config.schema import Count, Cpus, Rate, Section, Workers
 
 

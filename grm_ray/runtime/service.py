@@ -27,7 +27,7 @@ _LOOK_S = 0.02  # how long new requests may lie while the pool is at work
 _REMEMBERED = 1024  # requests that killed scorers
 
 
-class Refused(ValueError):
+class RequestRefused(ValueError):
     """This request cannot be scored; the message says why."""
 
 
@@ -91,7 +91,7 @@ class ScoringService(threading.Thread):
         return self._rows
 
     def ask(self, rows: pa.Table) -> Future:
-        """A future of the scores `(B, K)` of `ASKED` rows; it may hold `Refused` or `Busy`.
+        """A future of the scores `(B, K)` of `ASKED` rows; it may hold `RequestRefused` or `Busy`.
 
         Raises:
             Busy: too much waits, or the service is over.
@@ -141,7 +141,7 @@ class ScoringService(threading.Thread):
             if request is None:
                 return False
             if self._deadly and request.digest in self._deadly:
-                self._fail(request, Refused("a scorer died of these rows before"))
+                self._fail(request, RequestRefused("a scorer died of these rows before"))
             else:
                 self._waiting.append(request)
             idle = False
@@ -212,7 +212,7 @@ class ScoringService(threading.Thread):
             for request in batch:
                 self._submit([request])
         else:
-            self._fail(batch[0], Refused(reason))
+            self._fail(batch[0], RequestRefused(reason))
 
     def _lost(self, batch: list[_Request], at_work: bool) -> None:
         """A scorer died. Who was at work is suspected, and tried alone; who only lay at hand, or
@@ -228,7 +228,7 @@ class ScoringService(threading.Thread):
             self._deadly[batch[0].digest] = None
             if len(self._deadly) > _REMEMBERED:
                 self._deadly.popitem(last=False)
-            self._fail(batch[0], Refused("scorers die of these rows"))
+            self._fail(batch[0], RequestRefused("scorers die of these rows"))
         else:
             self._suspects.extend(batch)
 
@@ -256,7 +256,7 @@ def score_once(pool: Pool, rows: pa.Table, timeout_s: float) -> Any:
 
     Raises:
         Busy: no scorer answered in time.
-        Refused: as `ScoringService.ask`.
+        RequestRefused: as `ScoringService.ask`.
     """
     service = ScoringService(pool, rows.num_rows, rows.num_rows, rows.nbytes, timeout_s)
     service.start()

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from grm_ray.config.ends import NotWritten
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError, NotWritten
 from grm_ray.runtime.disk import synced, writing
 
 STATE = "state.json"

@@ -27,6 +27,8 @@ _ALIGNMENT = 64  # bytes; a tensor can be viewed in its dtype only from an align
 
 @dataclass(frozen=True, order=True)
 class Version:
+    """Order of weights: `incarnation` counts restarts of the run, `step` the updates in it."""
+
     incarnation: int
     step: int
 

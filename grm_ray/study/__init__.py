@@ -1,0 +1,1 @@
+"""Pure statistics of rewards: intervals, accuracies, best-of-n, over-optimisation; numpy only."""

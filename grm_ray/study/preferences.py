@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class Contest:
+class ScoredContest:
     """The answers to one prompt that are judged against one another, n chosen and m rejected.
 
     Attributes:
@@ -130,22 +130,22 @@ class Comparison:
 
 
 def by_subset(
-    contests: Sequence[Contest], measure: Callable[[Sequence[Contest]], T]
+    contests: Sequence[ScoredContest], measure: Callable[[Sequence[ScoredContest]], T]
 ) -> dict[str, T]:
     """`measure` of each subset's contests, in the order in which subsets first appear."""
-    groups: dict[str, list[Contest]] = {}
+    groups: dict[str, list[ScoredContest]] = {}
     for contest in contests:
         groups.setdefault(contest.subset, []).append(contest)
     return {subset: measure(group) for subset, group in groups.items()}
 
 
-def won(contests: Sequence[Contest]) -> NDArray[np.float64]:
+def won(contests: Sequence[ScoredContest]) -> NDArray[np.float64]:
     """The share of its pairs that each contest wins, `(contests,)`, of which `accuracy` is the
     mean."""
     return np.array([float((contest.margins_nm > 0).mean()) for contest in contests])
 
 
-def accuracy(contests: Sequence[Contest]) -> Accuracy:
+def accuracy(contests: Sequence[ScoredContest]) -> Accuracy:
     """Mean over contests of the share of (chosen, rejected) pairs with `chosen > rejected`.
 
     One chosen and one rejected answer make it the plain pair accuracy of RewardBench (Lambert et
@@ -162,7 +162,7 @@ def accuracy(contests: Sequence[Contest]) -> Accuracy:
     )
 
 
-def length_baseline(contests: Sequence[Contest]) -> Accuracy:
+def length_baseline(contests: Sequence[ScoredContest]) -> Accuracy:
     """The accuracy of letting the longer answer win: what a model must beat to show more.
 
     The length heuristic of Singhal et al. 2023 (arXiv 2310.03716). Equal lengths are ties, which
@@ -176,7 +176,7 @@ def length_baseline(contests: Sequence[Contest]) -> Accuracy:
     )
 
 
-def length_correlation(contests: Sequence[Contest]) -> LengthCorrelation:
+def length_correlation(contests: Sequence[ScoredContest]) -> LengthCorrelation:
     """How far scores follow length among the answers to one prompt.
 
     ODIN (Chen et al. 2024, arXiv 2402.07319) gives Pearson's and Spearman's coefficient of score
@@ -256,7 +256,7 @@ def calibration(margins_B: ArrayLike, bins: int = 10) -> Calibration:
     return Calibration(ece, edges, counts, confidence, won)
 
 
-def one_to_many(contests: Sequence[Contest]) -> OneToMany:
+def one_to_many(contests: Sequence[ScoredContest]) -> OneToMany:
     """Whether the right answers come before all wrong ones, and how far up the best of them does.
 
     RewardMATH (Kim et al. 2024, arXiv 2410.01729): `min(chosen) > max(rejected)`, the same with
@@ -270,14 +270,14 @@ def one_to_many(contests: Sequence[Contest]) -> OneToMany:
     return OneToMany(*(_interval(values_B, contests) for values_B in ranked(contests)))
 
 
-def ranked(contests: Sequence[Contest]) -> NDArray[np.float64]:
+def ranked(contests: Sequence[ScoredContest]) -> NDArray[np.float64]:
     """What `one_to_many` takes the means of, `(3, contests)`: strict, tolerant, 1 / rank."""
     worst_B = np.array([float(c.chosen.min() - c.rejected.max()) for c in contests])
     above_B = np.array([int((c.rejected >= c.chosen.max()).sum()) for c in contests])
     return np.stack([worst_B > 0, worst_B >= 0, 1 / (1 + above_B)])
 
 
-def compare(before: Sequence[Contest], after: Sequence[Contest]) -> Comparison:
+def compare(before: Sequence[ScoredContest], after: Sequence[ScoredContest]) -> Comparison:
     """What a second model's accuracy gains over a first one's, contest by contest.
 
     `before[i]` and `after[i]` are the same answers, scored by each. Their lengths may differ, as
@@ -365,11 +365,11 @@ def detectable_difference(
     return delta if 0 < delta <= (math.sqrt(psi) if shares else psi) else float("nan")
 
 
-def _identity(contest: Contest) -> tuple[str, str, int, int]:
+def _identity(contest: ScoredContest) -> tuple[str, str, int, int]:
     return contest.subset, contest.cluster, contest.chosen.size, contest.rejected.size
 
 
-def _interval(values_B: NDArray[np.float64], contests: Sequence[Contest]) -> Interval:
+def _interval(values_B: NDArray[np.float64], contests: Sequence[ScoredContest]) -> Interval:
     """Of shares, one a contest."""
     if not contests:
         raise ValueError("contests: at least one")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from grm_ray.study.preferences import Contest
+from grm_ray.study.preferences import ScoredContest
 
 # Subsets of RewardBench's four sections, and how many prompts each has.
 REWARD_BENCH = {
@@ -134,7 +134,7 @@ def reward_bench(
     return SuiteScore(score, sections, tuple(name for name in known if name not in accuracies))
 
 
-def reward_bench_2(contests: Sequence[Contest]) -> SuiteScore:
+def reward_bench_2(contests: Sequence[ScoredContest]) -> SuiteScore:
     """RewardBench 2's score: the plain mean of five accuracies and of the Ties score.
 
     Malik et al. 2025 (arXiv 2506.01937) and `allenai/reward-bench`. Outside Ties a prompt has one
@@ -161,7 +161,7 @@ def reward_bench_2(contests: Sequence[Contest]) -> SuiteScore:
     return _mean_of(sections, REWARD_BENCH_2)
 
 
-def ties(contests: Sequence[Contest]) -> float:
+def ties(contests: Sequence[ScoredContest]) -> float:
     """The score of RewardBench 2's Ties subset, at most 1.01.
 
     Each question is asked twice under one `cluster`: with one right answer (a reference), and with
@@ -179,7 +179,7 @@ def ties(contests: Sequence[Contest]) -> float:
     Raises:
         ValueError: no question with both prompts, or one that has two of a kind.
     """
-    kinds: tuple[dict[str, Contest], dict[str, Contest]] = ({}, {})
+    kinds: tuple[dict[str, ScoredContest], dict[str, ScoredContest]] = ({}, {})
     for contest in contests:
         kind = kinds[contest.chosen.size > 1]
         if contest.cluster in kind:
@@ -203,7 +203,7 @@ def ties(contests: Sequence[Contest]) -> float:
     )
 
 
-def rm_bench(contests: Sequence[Contest]) -> RmBenchScore:
+def rm_bench(contests: Sequence[ScoredContest]) -> RmBenchScore:
     """RM-Bench's scores by difficulty and domain; the total is the mean of the domains.
 
     Liu et al. 2024 (arXiv 2410.16184) and `scripts/utils.py` of `THU-KEG/RM-Bench`. A
@@ -267,7 +267,7 @@ def _mean_of(sections: dict[str, float], wanted: Sequence[str]) -> SuiteScore:
     return SuiteScore(float(np.mean(list(sections.values()))), sections, missing)
 
 
-def _best_of(contest: Contest) -> float:
+def _best_of(contest: ScoredContest) -> float:
     if contest.chosen.size != 1:
         raise ValueError(
             f"RewardBench 2: {contest.subset}: prompt {contest.cluster!r}: one right answer, "
@@ -277,11 +277,11 @@ def _best_of(contest: Contest) -> float:
     return 0.0 if (rivals > 0).any() else 1 / (1 + int((rivals == 0).sum()))
 
 
-def _both_kinds(contests: Sequence[Contest]) -> bool:
+def _both_kinds(contests: Sequence[ScoredContest]) -> bool:
     tied = {contest.cluster for contest in contests if contest.chosen.size > 1}
     return any(contest.chosen.size == 1 and contest.cluster in tied for contest in contests)
 
 
-def _gap(contest: Contest) -> float:
+def _gap(contest: ScoredContest) -> float:
     """By how much the worst right answer leads the best wrong one."""
     return float(contest.chosen.min() - contest.rejected.max())

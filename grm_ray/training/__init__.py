@@ -1,1 +1,1 @@
-"""The one DeepSpeed engine that both trainers use."""
+"""DeepSpeed engine, its checkpoints, and the losses of both trainers."""

@@ -21,7 +21,7 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from grm_ray.config.ends import NotWritten
+from grm_ray.config.errors import NotWritten
 from grm_ray.runtime.disk import writing
 from grm_ray.training.state import KEYS, Shape, TrainedState
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from grm_ray.config.ends import RunStopped
+from grm_ray.config.errors import RunStopped
 from grm_ray.models.out_of_memory import is_out_of_memory, release
 
 logger = logging.getLogger(__name__)

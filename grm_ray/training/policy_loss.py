@@ -18,7 +18,7 @@ from grm_ray.objectives.advantages import (
     gae,
     group_relative,
     leave_one_out,
-    masked_moments,
+    moments,
     returns_to_go,
     whiten,
 )
@@ -192,7 +192,7 @@ class PolicyLoss:
             else:
                 advantages_T = returns_T = returns_to_go(rewards_T, offsets_B1, config.gamma)
         if self._whitens:
-            count, total, square = over_ranks(masked_moments(advantages_T))
+            count, total, square = over_ranks(moments(advantages_T))
             if count > 1:
                 mean = total / count
                 advantages_T = whiten(advantages_T, mean, square / count - mean * mean)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.registry import resolve, wants
 from grm_ray.config.reward_model import PreferenceLoss
 from grm_ray.data.packing import Group, pack
@@ -34,7 +34,7 @@ Forward = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairBatch:
     """Some pairs of one step: prompt with (chosen, rejected), and what the data says of each.
 
     `reference_B2`: summed log-probs of chosen and rejected under the starting model, in nats.
@@ -47,8 +47,8 @@ class Pairs:
     reference_B2: np.ndarray | None = None
     draws_BK: np.ndarray | None = None
 
-    def take(self, rows: Sequence[int]) -> Pairs:
-        return Pairs(
+    def take(self, rows: Sequence[int]) -> PairBatch:
+        return PairBatch(
             [self.groups[i] for i in rows],
             self.margin_B[rows],
             self.smoothing_B[rows],
@@ -100,7 +100,7 @@ class RewardLoss:
         return range(2 * pairs) if both else range(0, 2 * pairs, 2)
 
     def pairs(
-        self, forward: Forward, pairs: Pairs, device: torch.device | str
+        self, forward: Forward, pairs: PairBatch, device: torch.device | str
     ) -> dict[str, torch.Tensor]:
         """Per-pair values `(B,)`, fp32, not reduced: preference, regularizer, margin of scores."""
         wanted = self.logprobs_of(len(pairs.groups))
@@ -108,7 +108,7 @@ class RewardLoss:
         return self.of_scores(scores, logp, pairs)
 
     def of_scores(
-        self, scores_A: torch.Tensor, logp_C: torch.Tensor | None, pairs: Pairs
+        self, scores_A: torch.Tensor, logp_C: torch.Tensor | None, pairs: PairBatch
     ) -> dict[str, torch.Tensor]:
         """The values of `pairs` from scores (chosen, rejected, chosen, ...) and log-probs.
 
@@ -159,7 +159,9 @@ class RewardLoss:
         regularizer = values["regularizer"].sum() / totals[1]
         return grm_loss(preference, regularizer, self._config.alpha)
 
-    def _given(self, pairs: Pairs, device: torch.device) -> dict[str, torch.Tensor | float | None]:
+    def _given(
+        self, pairs: PairBatch, device: torch.device
+    ) -> dict[str, torch.Tensor | float | None]:
         def floats(array: np.ndarray) -> torch.Tensor:
             return torch.as_tensor(array, dtype=torch.float32, device=device)
 
@@ -201,7 +203,7 @@ def _call(function: Callable[..., torch.Tensor], given: dict[str, Any]) -> torch
 
 
 def gradient_ratio(
-    loss: RewardLoss, model: Any, pairs: Pairs, alpha: float, device: torch.device | str
+    loss: RewardLoss, model: Any, pairs: PairBatch, alpha: float, device: torch.device | str
 ) -> float:
     """How strongly the regulariser pulls at the hidden states beside the preference loss.
 

@@ -13,11 +13,12 @@ import pyarrow.compute as pc
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.reward_model import PairData
 from grm_ray.data import survey
 from grm_ray.data.encode import encode_pairs, encode_prompts, encode_rated
-from grm_ray.data.sources import Prompt, Quarantine
+from grm_ray.data.records import Prompt
+from grm_ray.data.sources import Quarantine
 from grm_ray.models.backbone import load_tokenizer
 from grm_ray.models.starting import starting_contract
 from grm_ray.runtime import logs

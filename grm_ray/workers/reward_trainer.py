@@ -25,7 +25,7 @@ from grm_ray.runtime.disk import writing
 from grm_ray.runtime.timeline import Timeline, traced
 from grm_ray.training.engine import ZeroEngine
 from grm_ray.training.process_group import address, join_group
-from grm_ray.training.reward_loss import Pairs, RewardLoss, gradient_ratio
+from grm_ray.training.reward_loss import PairBatch, RewardLoss, gradient_ratio
 from grm_ray.workers.chunks import Chunks, column_lists, numbers
 
 
@@ -209,13 +209,13 @@ class RewardTrainer:
 
     # ------------------------------------------------------------------ inside
 
-    def _pairs(self, name: str, rows: Sequence[int]) -> Pairs:
+    def _pairs(self, name: str, rows: Sequence[int]) -> PairBatch:
         """Each row's prompt with its two answers, and what the data says of the pair."""
         table = self._tables[name].take(rows)
         prompt, chosen, rejected = (
             column_lists(table, c) for c in ("prompt_tokens", "chosen_tokens", "rejected_tokens")
         )
-        return Pairs(
+        return PairBatch(
             [(p, (c, r)) for p, c, r in zip(prompt, chosen, rejected, strict=True)],
             numbers(table, "margin"),
             numbers(table, "smoothing"),
@@ -236,7 +236,7 @@ class RewardTrainer:
         drawn = [np.random.default_rng([seed, row]).poisson(1.0, members) for row in rows]
         return np.array(drawn, np.float32).reshape(-1, members)
 
-    def _packed(self, pairs: Pairs, batch: list[int] | None) -> Any:
+    def _packed(self, pairs: PairBatch, batch: list[int] | None) -> Any:
         """The pairs of a micro-batch; for a rank with nothing left to do, one of three tokens."""
         token = np.zeros(1, np.int64)
         groups = [(token, (token, token))] if batch is None else [pairs.groups[i] for i in batch]
@@ -298,7 +298,7 @@ class RewardTrainer:
             return self._engine(None, None, torch.zeros(2, width, device=self._engine.device))[
                 0
             ].sum()
-        packed = self._packed(Pairs([], np.zeros(0), np.zeros(0)), None)
+        packed = self._packed(PairBatch([], np.zeros(0), np.zeros(0)), None)
         scores, logp = self._engine(packed, self._loss.logprobs_of(1))
         return scores.sum() if logp is None else scores.sum() + logp.sum()
 

@@ -94,7 +94,7 @@ class Scorer:
 
     @traced
     def judge(self, texts: pa.Table) -> np.ndarray:
-        """Scores of `TEXTS` (`drivers.scoring`) by the first model: `RewardReader.judge`."""
+        """Scores of `TEXTS` (`data.tables`) by the first model: `RewardReader.judge`."""
         return self._models.readers[0].judge(texts)
 
     @traced

@@ -2,7 +2,8 @@
 
 import pytest
 
-from grm_ray.config.document import ConfigError, check_tree, legible, parse, read
+from grm_ray.config.document import check_tree, legible, parse, read
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.load import load
 from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.config.serve import ServeJob

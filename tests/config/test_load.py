@@ -4,8 +4,9 @@ import pytest
 
 from grm_ray.config import registry
 from grm_ray.config.best_of_n import BestOfNJob
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.judging import EvaluateJob
-from grm_ray.config.load import ConfigError, dump, load
+from grm_ray.config.load import dump, load
 from grm_ray.config.overoptimization import OveroptimizationJob
 from grm_ray.config.ppo import PpoJob
 from grm_ray.config.reward_model import RewardModelJob

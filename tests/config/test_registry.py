@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.registry import REGISTRY, check_parameters, resolve, wants
 
 PREFERENCE = {"chosen_B", "rejected_B", "margin_B", "smoothing_B", "predicted_BA", "labels_BA"}

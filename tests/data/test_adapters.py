@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.schema import Format, Source
 from grm_ray.data import sources
 from grm_ray.data.adapters import ADAPTERS, adapter_of

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from grm_ray.config.best_of_n import BestOfNJob
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.data.tables import ROLLOUTS, SCORES
 from grm_ray.drivers.best_of_n import shards
 from grm_ray.drivers.best_of_n.ensembles import check_ensembles

@@ -9,15 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.judging import CurateJob
-from grm_ray.config.load import ConfigError
 from grm_ray.data.sources import Quarantine
+from grm_ray.data.tables import SCORED
 from grm_ray.drivers import scoring
 from grm_ray.drivers.checks.check import check
 from grm_ray.drivers.curate import run as curate
-from grm_ray.drivers.curate.votes import Pairs
+from grm_ray.drivers.curate.votes import PairReader
 from grm_ray.drivers.curate.votes import ballots as in_folds
-from grm_ray.drivers.scoring import SCORED
 from grm_ray.runtime.placement import Node
 from tests.conftest import rows
 
@@ -56,7 +56,7 @@ def ballots(given):
     config = CurateJob(**given)
     folder = Path(config.runs) / config.name
     folder.mkdir(parents=True, exist_ok=True)
-    return list(in_folds(config, folder, Pairs(config, Quarantine()))), folder
+    return list(in_folds(config, folder, PairReader(config, Quarantine()))), folder
 
 
 def curated(given, score=float):

@@ -7,8 +7,9 @@ import pyarrow as pa
 import pytest
 
 from grm_ray.config.schema import Source
+from grm_ray.data.tables import SCORED
 from grm_ray.drivers import judging
-from grm_ray.drivers.scoring import SCORED, without_refused
+from grm_ray.drivers.scoring import without_refused
 
 
 def table(*contests, subset="a"):

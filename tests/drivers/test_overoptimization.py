@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grm_ray.config.ends import RunStopped
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError, RunStopped
 from grm_ray.config.overoptimization import OveroptimizationJob
 from grm_ray.data.sources import Quarantine
 from grm_ray.drivers.checks.check import check

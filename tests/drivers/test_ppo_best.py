@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from grm_ray.drivers.ppo.run import _Driver
+from grm_ray.drivers.ppo.run import PpoRun
 
 
 def test_an_evaluation_without_the_figure_is_told_of_and_not_compared():
@@ -16,7 +16,7 @@ def test_an_evaluation_without_the_figure_is_told_of_and_not_compared():
     )
     for step, figure in enumerate([{}, {"eval/true_reward": 1.0}, {}, {"eval/true_reward": 0.5}]):
         driver._step = step
-        _Driver._keep_if_best(driver, figure)
+        PpoRun._keep_if_best(driver, figure)
     assert saved == [1] and driver._best == 1.0
     assert [line.split(":")[0] for line in said] == ["step 0", "step 2"]
     assert "no held-out answer has a true_reward" in said[0]

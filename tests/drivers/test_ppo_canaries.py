@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.ppo import Guard
 from grm_ray.config.schema import Source
 from grm_ray.data.sources import Quarantine

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.ppo import PpoJob, PromptData
 from grm_ray.config.schema import Source
 from grm_ray.data.sources import Quarantine

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from grm_ray.config.ends import RunStopped
+from grm_ray.config.errors import RunStopped
 from grm_ray.config.ppo import PpoJob
-from grm_ray.drivers.ppo.refused import Refused, told_of_gaps, told_of_untrue, without_gaps
+from grm_ray.drivers.ppo.refused import RefusedLog, told_of_gaps, told_of_untrue, without_gaps
 from grm_ray.drivers.ppo.rewards import PolicyRewards
 from grm_ray.drivers.ppo.step import GENERATED, SCORED, Step
 from grm_ray.drivers.ppo.update import begin_update
@@ -33,7 +33,7 @@ def step(reasons, scores=None, ruled=None):
 
 
 def test_each_refused_answer_is_written_down_with_its_reason(tmp_path):
-    refused = Refused(tmp_path)
+    refused = RefusedLog(tmp_path)
     assert refused.note(step([None, None]), "step-00001") is None
     assert not (tmp_path / "refused.jsonl").exists()
     told = refused.note(step([None, "ValueError: no box", None]), "step-00002")
@@ -47,7 +47,7 @@ def test_each_refused_answer_is_written_down_with_its_reason(tmp_path):
 
 
 def test_steps_that_are_made_again_are_told_of_once(tmp_path):
-    refused, path = Refused(tmp_path), tmp_path / "refused.jsonl"
+    refused, path = RefusedLog(tmp_path), tmp_path / "refused.jsonl"
     refused.cut_after(3)
     for where in ("step-00002", "step-00003", "step-00004"):
         refused.note(step(["a", None]), where)
@@ -61,7 +61,7 @@ def test_steps_that_are_made_again_are_told_of_once(tmp_path):
 
 def test_a_step_of_which_nothing_can_be_scored_ends_the_run(tmp_path):
     with pytest.raises(RunStopped, match="none of 2 answers could be scored: NameError: x"):
-        Refused(tmp_path).note(step(["NameError: x", "NameError: x"]), "step-00001")
+        RefusedLog(tmp_path).note(step(["NameError: x", "NameError: x"]), "step-00001")
 
 
 def test_refused_rows_stand_at_the_mean_of_the_others():

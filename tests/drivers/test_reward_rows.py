@@ -2,7 +2,7 @@
 
 import pytest
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.drivers.checks import jobs as job_checks
 from grm_ray.drivers.reward_model import rows as reward_rows

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.serve import ServeJob
 from grm_ray.drivers import run_folder, serve
 from grm_ray.drivers.checks import check as checks

@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.judging import StudyJob
-from grm_ray.config.load import ConfigError
 from grm_ray.data.sources import Quarantine
+from grm_ray.data.tables import SCORED
 from grm_ray.drivers import scoring
 from grm_ray.drivers.checks.check import check
-from grm_ray.drivers.scoring import SCORED
 from grm_ray.drivers.study import grid as study_grid
 from grm_ray.drivers.study import run as study
 from grm_ray.models.backbone import resolve_dtype

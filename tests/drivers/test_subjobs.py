@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.config.schema import Job
 from grm_ray.drivers import subjobs

@@ -2,7 +2,7 @@
 
 import pytest
 
-from grm_ray.config.ends import RunStopped
+from grm_ray.config.errors import RunStopped
 from grm_ray.drivers.updates import Updates
 
 

@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from grm_ray.config.load import ConfigError, load
+from grm_ray.config.errors import ConfigError
+from grm_ray.config.load import load
 from grm_ray.config.ppo import PpoJob
 from grm_ray.config.schema import Head, Model
 from grm_ray.data.chat import ScoringContract

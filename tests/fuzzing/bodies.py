@@ -15,7 +15,7 @@ import pyarrow as pa
 from grm_ray.config.serve import Limits
 from grm_ray.models.reward_reader import RewardReader, RewardReaders
 from grm_ray.runtime.http_service import app
-from grm_ray.runtime.service import Refused
+from grm_ray.runtime.service import RequestRefused
 from tests.fuzzing import values
 from tests.fuzzing.harness import Kind, clear, require
 from tests.fuzzing.material import lay_out
@@ -52,7 +52,7 @@ class Here:
             found = self._readers.member_scores(rows)
             future.set_result(np.stack([members.mean(axis=1) for members in found], axis=1))
         except (ValueError, TypeError, KeyError, IndexError) as error:
-            future.set_exception(Refused(type(error).__name__))
+            future.set_exception(RequestRefused(type(error).__name__))
         return future
 
 

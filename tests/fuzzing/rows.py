@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from grm_ray.config.document import legible
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.reward_model import PairData
 from grm_ray.config.schema import PairSource
 from grm_ray.data import sources, survey

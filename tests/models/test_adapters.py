@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.schema import Lora, Model
 from grm_ray.models.backbone import apply_lora, merged_weights, trained_weights
 from grm_ray.models.footprint import check_adapter

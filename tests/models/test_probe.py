@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.schema import Model
 from grm_ray.models import attention, probe
 from grm_ray.models.backbone import load_causal_lm, unsupported

@@ -122,7 +122,7 @@ def test_rows_that_do_not_fit_memory_at_once_are_read_in_smaller_passes(saved):
         if passes[-1] > room:
             torch.empty(1 << 55, dtype=torch.uint8)
 
-    reader._model.register_forward_pre_hook(little_memory)
+    reader.model.register_forward_pre_hook(little_memory)
     room = 64
     assert reader.member_scores(pa.table(texts)) == pytest.approx(undisturbed, abs=1e-5)
     assert passes[0] > room

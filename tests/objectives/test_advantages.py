@@ -9,7 +9,7 @@ from grm_ray.objectives.advantages import (
     gae,
     group_relative,
     leave_one_out,
-    masked_moments,
+    moments,
     returns_to_go,
     whiten,
 )
@@ -121,7 +121,7 @@ def test_offsets_that_do_not_fit_are_refused() -> None:
 def _whitened_in_parts(x_T: torch.Tensor, sizes: list[int]) -> torch.Tensor:
     parts = x_T.split(sizes)
     count, total, squares = (
-        sum(numbers) for numbers in zip(*(masked_moments(p) for p in parts), strict=True)
+        sum(numbers) for numbers in zip(*(moments(p) for p in parts), strict=True)
     )
     mean = total / count
     return torch.cat([whiten(p, mean, squares / count - mean * mean) for p in parts])
@@ -135,36 +135,15 @@ def test_any_split_over_ranks_gives_the_same_whitening() -> None:
     assert whole_T.std(correction=0).item() == pytest.approx(1.0, abs=1e-4)
 
 
-def test_masked_values_do_not_count() -> None:
-    x_T, mask_T = torch.tensor([1.0, 9.0, 3.0]), torch.tensor([1, 0, 1])
-    assert masked_moments(x_T, mask_T) == (2.0, 4.0, 10.0)
-    assert masked_moments(x_T[:0]) == (0.0, 0.0, 0.0)
+def test_moments_are_sums() -> None:
+    x_T = torch.tensor([1.0, 3.0])
+    assert moments(x_T) == (2.0, 4.0, 10.0)
+    assert moments(x_T[:0]) == (0.0, 0.0, 0.0)
 
 
 def test_equal_values_whiten_to_zero_even_if_the_variance_rounds_below_it() -> None:
     whitened_T = whiten(torch.full((4,), 0.1), float(torch.tensor(0.1)), -1e-18)
     torch.testing.assert_close(whitened_T, torch.zeros(4), atol=1e-3, rtol=0.0)
-
-
-def test_credit_passes_over_tokens_of_others_without_fading() -> None:
-    # With the two masked tokens cut out, this is the hand-worked row.
-    advantages_T, returns_T = gae(
-        torch.tensor([0.0, 1.0, 0.0, 9.0, 9.0, 8.0]),
-        torch.tensor([5.0, 1.0, 2.0, 7.0, -7.0, 4.0]),
-        torch.tensor([0, 1, 6]),
-        gamma=0.5,
-        lam=0.5,
-        mask_T=torch.tensor([0, 1, 1, 0, 0, 1]),
-    )
-    assert advantages_T.tolist() == [0.0, 1.25, 1.0, 0.0, 0.0, 4.0]
-    assert returns_T.tolist() == [5.0, 2.25, 3.0, 7.0, -7.0, 8.0]
-
-
-def test_a_mask_of_ones_changes_nothing() -> None:
-    rewards_T, values_T = _random()
-    plain = gae(rewards_T, values_T, OFFSETS, 0.9, 0.5)
-    masked = gae(rewards_T, values_T, OFFSETS, 0.9, 0.5, torch.ones(9, dtype=torch.bool))
-    assert all(torch.equal(a, b) for a, b in zip(plain, masked, strict=True))
 
 
 def test_returns_to_go_are_discounted_sums_within_a_row() -> None:

@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.rewards import Reward
 from grm_ray.drivers.reward_stages import build, check, references, rules_of
-from grm_ray.rewards.pipeline import Answers
+from grm_ray.rewards.pipeline import PipelineInput
 from grm_ray.workers import rules
 
 SCORES = np.array([1.0, 2.0, 3.0, 6.0])
@@ -20,7 +20,9 @@ THREE = {"members": {"a": "a", "b": "b", "c": "c"}}
 
 def rewards(pipeline, scores=SCORES, finished=DONE, longest=20, **more):
     scores = scores[:, None] if scores.ndim == 1 else scores
-    return list(pipeline(Answers(scores, finished, TOKENS, longest=longest, **more)).values())[-1]
+    return list(
+        pipeline(PipelineInput(scores, finished, TOKENS, longest=longest, **more)).values()
+    )[-1]
 
 
 def of(**keys):
@@ -82,7 +84,7 @@ def test_a_stage_that_gives_no_number_is_named():
 
 def test_every_stage_is_a_column_and_none_is_overwritten():
     stages = [{"stage": "tanh", "scale": 2.0}, {"stage": "missing_eos", "penalty": 1.0}]
-    made = of(stages=stages)(Answers(SCORES[:, None], 1 - DONE, TOKENS))
+    made = of(stages=stages)(PipelineInput(SCORES[:, None], 1 - DONE, TOKENS))
     assert list(made) == ["proxy", "1 tanh", "2 missing_eos"]
     assert made["proxy"].tolist() == SCORES.tolist()
     assert made["1 tanh"] == pytest.approx(2 * np.tanh(SCORES / 2))
@@ -134,7 +136,7 @@ def test_rules_count_where_the_gate_is_open():
     answers = ["a a", "a b", "a a", "b"]
     said = rules.values(rules.resolve(named), ["?"] * 4, answers)
     assert said[:, 0].tolist() == [0.5, 0.0, 0.5, 0.0]
-    made = build(reward, 1)(Answers(SCORES[:, None], DONE, TOKENS, rules_BR=said))
+    made = build(reward, 1)(PipelineInput(SCORES[:, None], DONE, TOKENS, rules_BR=said))
     assert made["1 rule"].tolist() == [1.0, 2.0, 2.0, 6.0]
     assert made["2 rule"] == pytest.approx(made["1 rule"] + 0.5 * said[:, 1])
 

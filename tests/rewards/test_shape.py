@@ -33,16 +33,6 @@ def test_running_moments_are_those_of_all_scores_whatever_the_batches() -> None:
         assert normalizer.std == pytest.approx(scores_B.double().std(correction=0).item(), rel=1e-9)
 
 
-def test_merged_normalizers_have_seen_what_both_saw() -> None:
-    left, right, both = RunningNormalizer(), RunningNormalizer(), RunningNormalizer()
-    left.update(_scores()[:30])
-    right.update(_scores()[30:])
-    both.update(_scores())
-    left.merge(right)
-    left.merge(RunningNormalizer())
-    assert (left.count, left.mean, left.std) == pytest.approx((both.count, both.mean, both.std))
-
-
 def test_normalized_scores_have_mean_0_and_std_1() -> None:
     normalizer = RunningNormalizer()
     normalizer.update(_scores())

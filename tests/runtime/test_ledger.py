@@ -2,7 +2,7 @@
 
 import pytest
 
-from grm_ray.config.ends import NotWritten
+from grm_ray.config.errors import NotWritten
 from grm_ray.runtime.ledger import LedgerFile, StepLedger, seed, uid
 
 

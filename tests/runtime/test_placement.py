@@ -2,7 +2,7 @@
 
 import pytest
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.schema import Workers
 from grm_ray.runtime.placement import (
     Node,

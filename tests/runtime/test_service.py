@@ -11,7 +11,7 @@ from ray.exceptions import RayActorError
 
 from grm_ray.data.tables import ASKED
 from grm_ray.runtime.pool import Pool
-from grm_ray.runtime.service import Busy, Refused, ScoringService
+from grm_ray.runtime.service import Busy, RequestRefused, ScoringService
 
 
 @ray.remote(num_cpus=0)
@@ -68,7 +68,7 @@ def test_who_is_at_fault_is_refused_alone(service):
     futures = [service.ask(rows("fine")) for _ in range(4)]
     odd = service.ask(rows("odd", "fine"))
     futures += [service.ask(rows("fine")) for _ in range(4)]
-    with pytest.raises(Refused, match="ValueError"):
+    with pytest.raises(RequestRefused, match="ValueError"):
         odd.result(60)
     assert [scores(f) for f in futures] == [[4.0]] * 8
 
@@ -79,7 +79,7 @@ def test_rows_that_kill_scorers_do_not_end_the_service_however_often_they_come(s
         deadly = [service.ask(rows("poison")), service.ask(rows("poison", "too"))]
         futures += [service.ask(rows(f"fine {i}")) for i in range(6)]
         for one in deadly:
-            with pytest.raises(Refused, match="die of these rows|died of these rows"):
+            with pytest.raises(RequestRefused, match="die of these rows|died of these rows"):
                 one.result(60)
         assert [scores(f) for f in futures] == [[6.0]] * 12
     assert service.failed is None
@@ -89,7 +89,7 @@ def test_a_scorer_that_does_not_answer_counts_as_dead(service):
     asleep = service.ask(rows("sleep"))
     time.sleep(0.5)
     other = service.ask(rows("fine"))
-    with pytest.raises(Refused, match="die of these rows"):
+    with pytest.raises(RequestRefused, match="die of these rows"):
         asleep.result(60)
     assert scores(other) == [4.0] and service.failed is None
 
@@ -128,7 +128,7 @@ def test_as_many_deadly_requests_as_scorers_at_once(service):
     deadly = [service.ask(rows("poison", "x" * n)) for n in range(4)]
     good = [service.ask(rows("x" * n)) for n in range(1, 9)]
     for future in deadly:
-        with pytest.raises(Refused, match="scorers die of these rows"):
+        with pytest.raises(RequestRefused, match="scorers die of these rows"):
             future.result(120)
     assert [scores(future) for future in good] == [[float(n)] for n in range(1, 9)]
     assert service.failed is None and service.waiting_rows == 0

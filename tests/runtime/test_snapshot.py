@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from grm_ray.config.ends import NotWritten
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError, NotWritten
 from grm_ray.runtime.snapshot import Snapshots
 
 

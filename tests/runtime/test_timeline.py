@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from grm_ray.runtime.timeline import MERGED, Timeline, merge, read
-from grm_ray.runtime.utilisation import (
+from benchmarks.parts.utilisation import (
     alone_share,
     busy_share,
     common,
@@ -15,6 +14,7 @@ from grm_ray.runtime.utilisation import (
     times,
     union,
 )
+from grm_ray.runtime.timeline import MERGED, Timeline, merge, read
 
 
 def span(who, name, begin, end, **args):

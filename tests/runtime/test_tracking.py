@@ -8,7 +8,7 @@ import urllib.request
 import numpy as np
 import pytest
 
-from grm_ray.config.ends import NotWritten
+from grm_ray.config.errors import NotWritten
 from grm_ray.runtime import metric_sinks
 from grm_ray.runtime.tracking import Tracker, check_backends
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from grm_ray.study.preferences import (
-    Contest,
+    ScoredContest,
     accuracy,
     by_subset,
     calibration,
@@ -19,7 +19,7 @@ from grm_ray.study.preferences import (
 def contest(chosen, rejected, lengths=None, subset="chat", cluster="p"):
     n, m = len(chosen), len(rejected)
     chosen_lengths, rejected_lengths = lengths or ([1] * n, [1] * m)
-    return Contest(chosen, rejected, chosen_lengths, rejected_lengths, subset, cluster)
+    return ScoredContest(chosen, rejected, chosen_lengths, rejected_lengths, subset, cluster)
 
 
 def pairs(margins, clusters=None):
@@ -34,7 +34,7 @@ def pairs(margins, clusters=None):
 def random_contests(seed, count=40, n=2, m=3):
     rng = np.random.default_rng(seed)
     return [
-        Contest(
+        ScoredContest(
             rng.integers(0, 4, n) + 1.0,
             rng.integers(0, 4, m) + 0.0,
             rng.integers(1, 99, n),
@@ -48,7 +48,7 @@ def random_contests(seed, count=40, n=2, m=3):
 
 def rescored(contests, change):
     return [
-        Contest(
+        ScoredContest(
             change(c.chosen, c.cluster),
             change(c.rejected, c.cluster),
             c.chosen_lengths,
@@ -156,7 +156,7 @@ def test_what_differs_between_prompts_is_no_length_bias():
         for i in range(100)
     ]
     rows = [
-        Contest(
+        ScoredContest(
             r.chosen,
             r.rejected,
             rng.integers(50 * i, 50 * i + 40, 3),

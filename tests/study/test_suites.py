@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from grm_ray.study.preferences import Contest
+from grm_ray.study.preferences import ScoredContest
 from grm_ray.study.suites import (
     PRIOR_SETS,
     REWARD_BENCH,
@@ -17,7 +17,7 @@ CODE = [name for name in REWARD_BENCH["Reasoning"] if name != "math-prm"]
 
 
 def contest(chosen, rejected, subset="Math", cluster="p"):
-    return Contest(chosen, rejected, [1] * len(chosen), [1] * len(rejected), subset, cluster)
+    return ScoredContest(chosen, rejected, [1] * len(chosen), [1] * len(rejected), subset, cluster)
 
 
 def everything(value):

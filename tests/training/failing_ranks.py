@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from grm_ray.config.ends import NotWritten, RunStopped
+from grm_ray.config.errors import NotWritten, RunStopped
 from grm_ray.data.packing import group_tokens, micro_batches
 from grm_ray.training.process_group import join_group
 from tests.training.ranks import PAIRS, build, drawn, losses, pairs_of, whole_weights

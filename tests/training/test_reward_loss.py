@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.reward_model import PreferenceLoss
 from grm_ray.config.schema import Head, Model
 from grm_ray.models.backbone import load_causal_lm
 from grm_ray.models.reward_model import RewardModel
-from grm_ray.training.reward_loss import Pairs, RewardLoss, gradient_ratio
+from grm_ray.training.reward_loss import PairBatch, RewardLoss, gradient_ratio
 
 NAN = math.nan
 
@@ -31,7 +31,7 @@ def pairs(margin=NAN, smoothing=NAN, reference=None):
     for prompt, good, bad in ((3, 9, 4), (7, 2, 11), (5, 6, 6)):
         head = np.concatenate([start, rng.integers(5, 300, prompt)])
         groups.append((head, (rng.integers(5, 300, good), rng.integers(5, 300, bad))))
-    return Pairs(groups, np.full(3, margin), np.full(3, smoothing), reference)
+    return PairBatch(groups, np.full(3, margin), np.full(3, smoothing), reference)
 
 
 def plain(model, given, config):
@@ -108,7 +108,7 @@ def test_members_learn_each_from_the_pairs_that_it_drew(tiny_model):
     given = pairs()
     draws = np.array([[1, 0, 2], [0, 0, 1], [3, 0, 1]], np.float32)
     loss = RewardLoss(PreferenceLoss(alpha=0.0, centering=0.1))
-    drawn = Pairs(given.groups, given.margin_B, given.smoothing_B, None, draws)
+    drawn = PairBatch(given.groups, given.margin_B, given.smoothing_B, None, draws)
     values = loss.pairs(several, drawn, "cpu")
     values["preference"].sum().backward()
     gradient = several.head.layers[0].weight.grad.clone()

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from grm_ray.config.best_of_n import BestOfNJob, ProxyEnsemble
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.drivers import reward_stages
 from grm_ray.drivers.best_of_n.shards import column
 from grm_ray.rewards.aggregate import MemberNormalizer
 
 
 @dataclass(frozen=True)
-class Answers:
+class ShardScores:
     """One shard's prompts that have a finite score of every model.
 
     Attributes:
@@ -74,7 +74,7 @@ def check_ensemble(where: str, ensemble: ProxyEnsemble) -> None:
         raise ConfigError(f"{where}: {error}") from None
 
 
-def fit(config: BestOfNJob, shards: Iterable[tuple[Path, Answers]]) -> Ensembles:
+def fit(config: BestOfNJob, shards: Iterable[tuple[Path, ShardScores]]) -> Ensembles:
     """Each member's mean and deviation over all answers, which one reading of the shards gives.
 
     Raises:

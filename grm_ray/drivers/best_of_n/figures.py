@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from grm_ray.config.best_of_n import BestOfNJob
-from grm_ray.config.load import ConfigError
-from grm_ray.drivers.best_of_n.ensembles import Answers, Ensembles, described, fit
+from grm_ray.config.errors import ConfigError
+from grm_ray.drivers.best_of_n.ensembles import Ensembles, ShardScores, described, fit
 from grm_ray.drivers.best_of_n.shards import (
     REFUSED,
     TRUE_REWARD,
@@ -37,7 +37,7 @@ HABITS = ("list_rate", "repetition", "tokens")
 
 
 @dataclass
-class Curve:
+class ChoiceCurve:
     """What choosing by one column gives, gathered over shards.
 
     Attributes:
@@ -97,11 +97,11 @@ def figures(config: BestOfNJob, files: Sequence[Path], left_out: LeftOut) -> dic
     }
 
 
-def read(file: Path, columns: Sequence[str], samples: int, texts: bool = False) -> Answers:
+def read(file: Path, columns: Sequence[str], samples: int, texts: bool = False) -> ShardScores:
     """`columns` of scores and, with `texts`, habits of a shard's answers."""
     if not pq.read_metadata(file).num_rows:
         nothing = np.zeros((0, samples))
-        return Answers(dict.fromkeys(columns, nothing), dict.fromkeys(HABITS, nothing), [])
+        return ShardScores(dict.fromkeys(columns, nothing), dict.fromkeys(HABITS, nothing), [])
     said = ["response", "tokens"] if texts else []
     table = pq.read_table(file, columns=["prompt_id", REFUSED, *columns, *said])
     scores = {name: table[name].to_numpy().astype(float).reshape(-1, samples) for name in columns}
@@ -122,12 +122,12 @@ def read(file: Path, columns: Sequence[str], samples: int, texts: bool = False) 
         (ids[row], f"an answer is not scored: {next(filter(None, why[row]), 'no finite number')}")
         for row in np.flatnonzero(~finite_P)
     ]
-    return Answers(kept, habits, unscored)
+    return ShardScores(kept, habits, unscored)
 
 
 def shards(
     config: BestOfNJob, files: Sequence[Path], texts: bool = False
-) -> Iterator[tuple[Path, Answers]]:
+) -> Iterator[tuple[Path, ShardScores]]:
     """Every file with all scores: a prompt that one model cannot score counts for none."""
     columns = [*map(column, config.proxies), TRUE_REWARD]
     for file in files:
@@ -155,7 +155,7 @@ def _products(
 
 
 class _Gathered:
-    """A column's `Curve`, shard by shard.
+    """A column's `ChoiceCurve`, shard by shard.
 
     Args:
         name: the column that chooses.
@@ -168,21 +168,21 @@ class _Gathered:
         self._parts: list[tuple[np.ndarray, ...]] = []
         self._habits = {habit: np.zeros(len(self._sizes)) for habit in HABITS}
 
-    def add(self, answers: Answers) -> None:
+    def add(self, answers: ShardScores) -> None:
         proxy_PN, true_PN = answers.scores[self._name], answers.scores[TRUE_REWARD]
         soft = soft_best_of_n(proxy_PN, true_PN, self._betas) if self._betas else ()
         self._parts.append((*best_of_n(proxy_PN, true_PN, self._sizes), np.array(soft)))
         for habit, values_PN in answers.habits.items():
             self._habits[habit] += best_of_n(proxy_PN, values_PN, self._sizes)[1].sum(axis=1)
 
-    def curve(self) -> Curve:
+    def curve(self) -> ChoiceCurve:
         joined = [np.concatenate(found, axis=-1) for found in zip(*self._parts, strict=True)]
-        return Curve(*joined, self._habits)
+        return ChoiceCurve(*joined, self._habits)
 
 
 def curves(
     config: BestOfNJob, files: Sequence[Path], ensembles: Ensembles, spreads: dict[str, float]
-) -> tuple[dict[str, Curve], np.ndarray]:
+) -> tuple[dict[str, ChoiceCurve], np.ndarray]:
     """chooser -> what choosing by it gives; and the true reward where that itself chooses,
     `(S, P)`, which no proxy can exceed."""
     # Where a proxy tells no two answers apart, every temperature leaves the policy as it is.
@@ -198,7 +198,7 @@ def curves(
     return {n: each.curve() for n, each in gathered.items()}, np.concatenate(oracle, axis=1)
 
 
-def _of_proxy(config: BestOfNJob, curve: Curve, prompts: int) -> dict[str, Any]:
+def _of_proxy(config: BestOfNJob, curve: ChoiceCurve, prompts: int) -> dict[str, Any]:
     """Figures of one proxy's choice at every size and temperature."""
     seed, sizes = config.seed, config.sizes
     peak = bootstrap_peak(sizes, curve.true, seed=seed)

@@ -15,7 +15,7 @@ from pathlib import Path
 import ray
 
 from grm_ray.config.best_of_n import BestOfNJob
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.registry import is_path
 from grm_ray.data.files import digest
 from grm_ray.data.records import Prompt

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from grm_ray.config.judging import CurateJob, JudgeWorkers, Scoring, StudyJob
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
+from grm_ray.config.judging import CurateJob, JudgeScoring, JudgeWorkers, StudyJob
 from grm_ray.config.overoptimization import OveroptimizationJob
 from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.config.schema import Job
 from grm_ray.drivers.checks.jobs import PAIR, as_config_error, check_data, check_job, check_pairs
-from grm_ray.drivers.checks.plan import Plan
+from grm_ray.drivers.checks.plan import JobPlan
 from grm_ray.drivers.curate.votes import voter
 from grm_ray.drivers.overoptimization.check import check_study
 from grm_ray.drivers.study import grid as study_grid
@@ -20,7 +20,7 @@ from grm_ray.runtime.placement import Node, bundles, fit
 from grm_ray.runtime.tracking import check_backends
 
 
-def check(config: Job, cluster: list[Node] | None = None, elsewhere: bool = False) -> Plan:
+def check(config: Job, cluster: list[Node] | None = None, elsewhere: bool = False) -> JobPlan:
     """Validate names, models, data and (with `cluster`) placement.
 
     Args:
@@ -34,7 +34,7 @@ def check(config: Job, cluster: list[Node] | None = None, elsewhere: bool = Fals
         _check_runs(config)
     if not isinstance(config, StudyJob | OveroptimizationJob | CurateJob):
         return check_job(config, cluster, elsewhere)
-    plan = Plan([])
+    plan = JobPlan([])
     with as_config_error():
         check_backends(list(config.tracking))
         if isinstance(config, StudyJob):
@@ -63,8 +63,8 @@ def _check_runs(config: Job) -> None:
 def _started(
     jobs: Mapping[str, RewardModelJob],
     judges: JudgeWorkers,
-    scoring: Scoring,
-    plan: Plan,
+    scoring: JudgeScoring,
+    plan: JobPlan,
     cluster: list[Node] | None,
 ) -> None:
     """The jobs that a study or a curation starts: each by itself, then judges of its model."""

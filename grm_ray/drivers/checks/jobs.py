@@ -10,8 +10,8 @@ from typing import Any
 
 from grm_ray.config import registry
 from grm_ray.config.best_of_n import BestOfNJob
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.judging import EvaluateJob
-from grm_ray.config.load import ConfigError
 from grm_ray.config.ppo import PpoJob
 from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.config.schema import Job, Model, Source
@@ -21,7 +21,7 @@ from grm_ray.data.chat import ScoringContract
 from grm_ray.data.sources import Quarantine
 from grm_ray.drivers import reward_stages
 from grm_ray.drivers.best_of_n.ensembles import check_ensembles
-from grm_ray.drivers.checks.plan import Plan, bundles_of
+from grm_ray.drivers.checks.plan import JobPlan, bundles_of
 from grm_ray.drivers.checks.readable import readers
 from grm_ray.drivers.ppo.canaries import read_canaries
 from grm_ray.models import backbone, footprint
@@ -40,9 +40,9 @@ from grm_ray.training.reward_loss import RewardLoss
 PAIR = {"chosen", "rejected"}
 
 
-def check_job(config: Job, cluster: list[Node] | None = None, elsewhere: bool = False) -> Plan:
+def check_job(config: Job, cluster: list[Node] | None = None, elsewhere: bool = False) -> JobPlan:
     """As `checks.check`, of a job that starts no others."""
-    plan = Plan(bundles_of(config))
+    plan = JobPlan(bundles_of(config))
     with as_config_error():
         check_backends(list(config.tracking))
         if isinstance(config, RewardModelJob):
@@ -77,7 +77,7 @@ def as_config_error() -> Iterator[None]:
         raise ConfigError(str(error)) from None
 
 
-def _reward_model(config: RewardModelJob, plan: Plan) -> None:
+def _reward_model(config: RewardModelJob, plan: JobPlan) -> None:
     loss = RewardLoss(config.loss)
     _model(config.model, plan)
     if not backbone.is_hub_id(config.model.path):
@@ -123,7 +123,7 @@ def _require_whole(folder: Path, meta: Mapping[str, Any]) -> None:
         )
 
 
-def _ppo(config: PpoJob, plan: Plan, elsewhere: bool) -> None:
+def _ppo(config: PpoJob, plan: JobPlan, elsewhere: bool) -> None:
     models, reference = readers(config), config.ppo.kl.reference
     judge = config.reward.true_reward
     if judge is not None and judge not in models.values():
@@ -153,7 +153,7 @@ def _ppo(config: PpoJob, plan: Plan, elsewhere: bool) -> None:
         raise ConfigError("guard.by: disagreement needs reward.members, or a head with members")
 
 
-def _best_of_n(config: BestOfNJob, plan: Plan, elsewhere: bool) -> None:
+def _best_of_n(config: BestOfNJob, plan: JobPlan, elsewhere: bool) -> None:
     models = {f"proxies.{name}": path for name, path in config.proxies.items()}
     if registry.is_path(config.true_reward):
         models["true_reward"] = config.true_reward
@@ -167,7 +167,9 @@ def _best_of_n(config: BestOfNJob, plan: Plan, elsewhere: bool) -> None:
     check_ensembles(config)
 
 
-def _scorer(config: PpoJob | BestOfNJob, key: str, path: str, plan: Plan, elsewhere: bool) -> None:
+def _scorer(
+    config: PpoJob | BestOfNJob, key: str, path: str, plan: JobPlan, elsewhere: bool
+) -> None:
     """That the reward model at `path` can read what the policy will write."""
     if backbone.is_hub_id(path) or Path(path).expanduser().is_dir():
         contract = check_saved_model(path, config.policy.trust_remote_code, plan)
@@ -187,13 +189,13 @@ def _scorer(config: PpoJob | BestOfNJob, key: str, path: str, plan: Plan, elsewh
         )
 
 
-def check_pairs(sets: Mapping[str, Source], plan: Plan) -> None:
+def check_pairs(sets: Mapping[str, Source], plan: JobPlan) -> None:
     """Each of `sets` as `check_data` does."""
     for source in sets.values():
         check_data(source, PAIR, plan)
 
 
-def check_saved_model(path: str, trust_remote_code: bool, plan: Plan) -> ScoringContract | None:
+def check_saved_model(path: str, trust_remote_code: bool, plan: JobPlan) -> ScoringContract | None:
     """A reward model's contract, which its tokenizer must fit; None for a hub id.
 
     Raises:
@@ -210,7 +212,7 @@ def check_saved_model(path: str, trust_remote_code: bool, plan: Plan) -> Scoring
     return contract
 
 
-def _model(model: Model, plan: Plan) -> None:
+def _model(model: Model, plan: JobPlan) -> None:
     if backbone.is_hub_id(model.path):
         plan.unchecked.append(f"model '{model.path}' (hub id: not looked up)")
     else:
@@ -253,7 +255,12 @@ def _check_model(model: Model, described: dict[str, Any], tokenizer: Any) -> Non
     ScoringContract.of(tokenizer, 1, "left")
 
 
-def check_data(source: Source, columns: set[str], plan: Plan) -> None:
+def check_data(source: Source, columns: set[str], plan: JobPlan) -> None:
+    """That a source can be read and has `columns`; what cannot be looked at is noted in `plan`.
+
+    Raises:
+        ConfigError: no such file, or one without these columns.
+    """
     unknown = sources.check(source, columns)
     if unknown:
         plan.unchecked.append(unknown)

@@ -14,7 +14,7 @@ from grm_ray.runtime.placement import Bundle, Node, bundles, fit
 
 
 @dataclass
-class Plan:
+class JobPlan:
     """What a run will do, as far as it is known beforehand."""
 
     bundles: list[Bundle]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
 from grm_ray.config import registry
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.ppo import PpoJob
 from grm_ray.config.schema import Job
 from grm_ray.data.files import is_hub
-from grm_ray.data.sources import Prompt, Quarantine
+from grm_ray.data.records import Prompt, as_messages
+from grm_ray.data.sources import Quarantine
 from grm_ray.drivers.ppo.prompts import read_prompts
 from grm_ray.models import backbone
 from grm_ray.models.checkpoint import local_folder, reward_contract
@@ -56,7 +56,7 @@ def check_readable(config: PpoJob, policy_path: str, prompts: Iterable[Prompt]) 
             continue  # it reads the policy's own
         tokenizer = backbone.load_tokenizer(str(local_folder(path)), trust)
         for kind, prompt in kinds.items():
-            messages: list[Any] = [{"role": r, "content": said} for r, said in prompt.messages]
+            messages = as_messages(prompt.messages)
             try:
                 contract.tokens(tokenizer, messages, ["Yes."])
             except jinja2.TemplateError as error:

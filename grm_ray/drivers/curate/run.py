@@ -15,14 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.judging import CurateJob
-from grm_ray.config.load import ConfigError, dump
+from grm_ray.config.load import dump
 from grm_ray.data import curate
 from grm_ray.data.records import Pair
 from grm_ray.data.sources import Quarantine
 from grm_ray.drivers import scoring, subjobs
 from grm_ray.drivers.checks.check import check
-from grm_ray.drivers.curate.votes import Ballot, Pairs, ballots, row
+from grm_ray.drivers.curate.votes import Ballot, PairReader, ballots, row
 
 PAIRS_PER_BATCH = 1024
 CURATED = pa.schema(
@@ -54,7 +55,7 @@ def run(config: CurateJob, resume: bool = False) -> Path:
     subjobs.open_folder(folder)
     (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
     quarantine = Quarantine()
-    pairs = Pairs(config, quarantine)
+    pairs = PairReader(config, quarantine)
     quarantine.write(folder / "quarantine.jsonl")
     votes_PM = np.full((len(pairs.prompts), config.voters), np.nan)
     for ballot in ballots(config, folder, pairs):

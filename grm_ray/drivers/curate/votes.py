@@ -14,17 +14,18 @@ from typing import Any
 
 import numpy as np
 
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.judging import CurateJob
-from grm_ray.config.load import ConfigError, validate
+from grm_ray.config.load import validate
 from grm_ray.config.reward_model import PairData, RewardModelJob
 from grm_ray.config.schema import Source
 from grm_ray.data import curate, survey
-from grm_ray.data.records import Pair
+from grm_ray.data.records import Pair, as_messages
 from grm_ray.data.sources import Quarantine
 from grm_ray.drivers.job_key import Keys, precision
 
 
-class Pairs:
+class PairReader:
     """The pairs that `data` chooses (`limit`, `pairs_per_prompt`, `shuffle`, `flip`), read anew
     each time; those with an answer of several turns are left out."""
 
@@ -104,7 +105,7 @@ class Ballot:
         return folder / "votes" / f"{self.job.name}.parquet"
 
 
-def ballots(config: CurateJob, folder: Path, pairs: Pairs) -> Iterator[Ballot]:
+def ballots(config: CurateJob, folder: Path, pairs: PairReader) -> Iterator[Ballot]:
     """Every voter of every fold, once the files of its fold are written.
 
     Raises:
@@ -128,7 +129,7 @@ def ballots(config: CurateJob, folder: Path, pairs: Pairs) -> Iterator[Ballot]:
 
 
 def _write_fold(
-    folder: Path, pairs: Pairs, fold_P: np.ndarray, fold: int
+    folder: Path, pairs: PairReader, fold_P: np.ndarray, fold: int
 ) -> tuple[tuple[Path, Path], Asked]:
     """Files of the pairs outside the fold, to train on, and of those inside, to vote on."""
     folder.mkdir(exist_ok=True)
@@ -145,9 +146,8 @@ def _write_fold(
 
 def row(pair: Pair) -> dict[str, Any]:
     """A pair in the common format."""
-    messages = [{"role": role, "content": content} for role, content in pair.prompt]
     return {
-        "prompt": messages,
+        "prompt": as_messages(pair.prompt),
         "chosen": pair.chosen,
         "rejected": pair.rejected,
         "margin": pair.margin,

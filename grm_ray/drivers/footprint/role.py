@@ -68,6 +68,7 @@ def dtype_of(dtype: Dtype, workers: Workers) -> str:
 
 
 def in_words(count: float) -> str:
+    """A count, short: 134.5 M."""
     for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= unit:
             return f"{count / unit:.4g} {name}"

@@ -24,6 +24,12 @@ def scorer_of(
     longest: int | None,
     trust: bool,
 ) -> Role:
+    """A scorer that holds the reward models at `paths`.
+
+    Args:
+        budget: tokens of one pass through a model.
+        longest: tokens of a row at most; None: as long as the models read.
+    """
     role = Role("scorer", workers, dtype_of(dtype, workers))
     held: dict[str, float] = {}
     passes: list[Pass] = []

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from grm_ray.config.load import ConfigError, apply
+from grm_ray.config.errors import ConfigError
+from grm_ray.config.load import apply
 from grm_ray.config.ppo import PpoJob
 from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.config.schema import Job

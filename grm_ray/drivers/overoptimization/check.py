@@ -8,12 +8,12 @@ from typing import Any
 
 from grm_ray.config import registry
 from grm_ray.config.best_of_n import ProxyEnsemble
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.overoptimization import OveroptimizationJob
 from grm_ray.config.reward_model import PairData
 from grm_ray.drivers.best_of_n.ensembles import check_ensemble
 from grm_ray.drivers.checks.jobs import PAIR, check_data, check_job, check_saved_model
-from grm_ray.drivers.checks.plan import Plan
+from grm_ray.drivers.checks.plan import JobPlan
 from grm_ray.drivers.job_key import Keys
 from grm_ray.drivers.overoptimization import labels
 from grm_ray.drivers.overoptimization import plan as study_plan
@@ -21,7 +21,7 @@ from grm_ray.runtime.placement import Node, bundles, fit
 
 
 def check_study(
-    config: OveroptimizationJob, plan: Plan, cluster: list[Node] | None, elsewhere: bool
+    config: OveroptimizationJob, plan: JobPlan, cluster: list[Node] | None, elsewhere: bool
 ) -> None:
     """Check the kinds of jobs that the study starts, each by itself; they need not fit together.
 

@@ -20,7 +20,7 @@ from grm_ray.drivers.best_of_n import ensembles
 from grm_ray.drivers.best_of_n import figures as best_of_n_figures
 from grm_ray.drivers.best_of_n import shards as best_of_n_shards
 from grm_ray.drivers.best_of_n.figures import plain
-from grm_ray.drivers.overoptimization.plan import Cell, result_of
+from grm_ray.drivers.overoptimization.plan import JobCell, result_of
 from grm_ray.reporting.run import read_run
 from grm_ray.reporting.trajectory import Trajectory, paired, read_trajectory
 from grm_ray.study.best_of_n import kl_of_best_of_n
@@ -36,8 +36,8 @@ def figures(
     config: OveroptimizationJob,
     folder: Path,
     search: str,
-    trained: Mapping[Key, Cell],
-    policies: Mapping[Key, Cell],
+    trained: Mapping[Key, JobCell],
+    policies: Mapping[Key, JobCell],
 ) -> Found:
     """What `overoptimization.json` holds: plain data.
 
@@ -77,7 +77,7 @@ def figures(
 
 
 def _accuracies(
-    config: OveroptimizationJob, folder: Path, trained: Mapping[Key, Cell]
+    config: OveroptimizationJob, folder: Path, trained: Mapping[Key, JobCell]
 ) -> dict[str, dict[str, Any]]:
     """noise -> model -> accuracy on the test pairs, each seed's and the mean."""
     found: dict[str, dict[str, Any]] = {noise: {} for noise in config.flips}
@@ -100,7 +100,7 @@ def _choices(
     noise: str,
     folder: Path,
     search: str,
-    trained: Mapping[Key, Cell],
+    trained: Mapping[Key, JobCell],
 ) -> dict[str, Any]:
     """proxy -> (true `(R, S, P)`, proxy's own gain `(R, S)`); with "sizes", "oracle" of one cell.
 
@@ -183,7 +183,7 @@ def _best_of_n(config: OveroptimizationJob, choices: Mapping[str, Any]) -> Found
 
 
 def _ppo(
-    config: OveroptimizationJob, folder: Path, runs: Mapping[str, Sequence[Cell]]
+    config: OveroptimizationJob, folder: Path, runs: Mapping[str, Sequence[JobCell]]
 ) -> Found | None:
     read = {
         name: [read_trajectory(read_run(folder / "cells" / cell.key)) for cell in cells]
@@ -231,7 +231,7 @@ def _lasting(values: Any, most: int) -> Any:
 
 def _of_seeds(
     config: OveroptimizationJob,
-    runs: Mapping[str, Sequence[Cell]],
+    runs: Mapping[str, Sequence[JobCell]],
     base_RSP: np.ndarray | None,
     name: str,
 ) -> np.ndarray | None:

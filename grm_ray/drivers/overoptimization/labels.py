@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from grm_ray.config import registry
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.overoptimization import OveroptimizationJob
 from grm_ray.config.schema import Source
 from grm_ray.data import files, sources
 from grm_ray.data.curate import flipped
-from grm_ray.data.records import Contest
+from grm_ray.data.records import Contest, as_messages
 from grm_ray.data.sources import Quarantine
 from grm_ray.drivers import scoring, subjobs
 from grm_ray.drivers.job_key import precision
@@ -116,7 +116,7 @@ def _row(contest: Contest, chosen: float, rejected: float) -> dict[str, Any] | s
     answers = [contest.chosen[0], contest.rejected[0]]
     better, worse = answers if chosen > rejected else reversed(answers)
     return {
-        "prompt": [{"role": role, "content": content} for role, content in contest.prompt],
+        "prompt": as_messages(contest.prompt),
         "chosen": better,
         "rejected": worse,
         "margin": abs(chosen - rejected),

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from grm_ray.config.best_of_n import BestOfNJob
-from grm_ray.config.load import ConfigError, apply, validate
+from grm_ray.config.errors import ConfigError
+from grm_ray.config.load import apply, validate
 from grm_ray.config.overoptimization import OveroptimizationJob, Proxy
 from grm_ray.config.ppo import PpoJob
 from grm_ray.config.reward_model import RewardModelJob
@@ -28,7 +29,7 @@ Models = Mapping[tuple[str, str, int], str]
 
 
 @dataclass(frozen=True)
-class Cell:
+class JobCell:
     """One job.
 
     Attributes:
@@ -46,10 +47,10 @@ class Cell:
         return MODULES[self.job.job]
 
 
-def named(cell: Cell, folder: Path) -> Cell:
+def named(cell: JobCell, folder: Path) -> JobCell:
     """The same, its run in `folder/cells` under its key."""
     place = {"name": cell.key, "runs": str(folder / "cells")}
-    return Cell(cell.name, cell.job.model_copy(update=place), cell.key, cell.about)
+    return JobCell(cell.name, cell.job.model_copy(update=place), cell.key, cell.about)
 
 
 def result_of(folder: Path, key: str) -> Path:
@@ -59,7 +60,7 @@ def result_of(folder: Path, key: str) -> Path:
 
 def reward_models(
     config: OveroptimizationJob, labels: Mapping[str, Path] | None, folder: Path, keys: Keys
-) -> dict[tuple[str, str, int], Cell]:
+) -> dict[tuple[str, str, int], JobCell]:
     """(noise, model, seed) -> the training of each reward model that a proxy is made of.
 
     Args:
@@ -87,7 +88,7 @@ def reward_models(
                 else:
                     key = keys.of(job)
                 about = {"part": "reward model", "noise": noise, "model": model, "seed": seed}
-                cell = Cell(f"{noise}/{model}/{seed}", job, key, about)
+                cell = JobCell(f"{noise}/{model}/{seed}", job, key, about)
                 found[noise, model, seed] = named(cell, folder)
     _refuse_twins(found)
     return found
@@ -95,7 +96,7 @@ def reward_models(
 
 def best_of_n(
     config: OveroptimizationJob, models: Models, truth: str, folder: Path, keys: Keys
-) -> list[Cell]:
+) -> list[JobCell]:
     """One job a noise (or several of `scored_together` models): its models choose among the same
     answers.
 
@@ -120,7 +121,7 @@ def best_of_n(
             about = {"part": "best of n", "noise": noise, "search": search, "models": proxies}
             key = hashlib.sha256(json.dumps([search, proxies]).encode()).hexdigest()[:16]
             name = f"{noise}/best of n" + (f" {number + 1}" if number else "")
-            found.append(named(Cell(name, job, key, about), folder))
+            found.append(named(JobCell(name, job, key, about), folder))
     return found
 
 
@@ -149,7 +150,7 @@ def scored(folder: Path, search: str) -> list[set[str]]:
 
 def policies(
     config: OveroptimizationJob, models: Models, truth: str, folder: Path, keys: Keys
-) -> dict[tuple[str, str, int], Cell]:
+) -> dict[tuple[str, str, int], JobCell]:
     """(noise, proxy, seed) -> each PPO run.
 
     Raises:
@@ -171,7 +172,7 @@ def policies(
                     raise ConfigError("ppo.data.eval: policies are compared on the same prompts")
                 about = {"part": "ppo", "noise": noise, "proxy": name, "seed": seed}
                 key = keys.of_policy(job, list(members.values()), truth)
-                cell = Cell(f"{noise}/{name}/{seed}", job, key, about)
+                cell = JobCell(f"{noise}/{name}/{seed}", job, key, about)
                 found[noise, name, seed] = named(cell, folder)
     _refuse_twins(found)
     return found
@@ -231,7 +232,7 @@ def _test(config: OveroptimizationJob, labels: Mapping[str, Path] | None) -> dic
     return {"path": str(labels["test"])}
 
 
-def _refuse_twins(cells: Mapping[tuple[str, str, int], Cell]) -> None:
+def _refuse_twins(cells: Mapping[tuple[str, str, int], JobCell]) -> None:
     """Two cells of one key would be one result under two names."""
     first: dict[str, str] = {}
     for cell in cells.values():

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from grm_ray.config.ends import RunStopped
+from grm_ray.config.errors import RunStopped
 from grm_ray.config.load import dump
 from grm_ray.config.overoptimization import OveroptimizationJob
 from grm_ray.data.sources import Quarantine
@@ -25,7 +25,7 @@ from grm_ray.drivers.checks.plan import bundles_of
 from grm_ray.drivers.job_key import Keys
 from grm_ray.drivers.overoptimization import labels, plan
 from grm_ray.drivers.overoptimization.figures import figures
-from grm_ray.drivers.overoptimization.plan import Cell, result_of
+from grm_ray.drivers.overoptimization.plan import JobCell, result_of
 from grm_ray.drivers.run_folder import DONE
 from grm_ray.reporting.document import put
 from grm_ray.reporting.overoptimization_study import RESULT, write_overoptimization
@@ -76,9 +76,9 @@ def run(config: OveroptimizationJob, resume: bool = False) -> Path:
 def _wanted_models(
     config: OveroptimizationJob,
     folder: Path,
-    trained: dict[tuple[str, str, int], Cell],
-    open_cells: Sequence[Cell],
-) -> list[Cell]:
+    trained: dict[tuple[str, str, int], JobCell],
+    open_cells: Sequence[JobCell],
+) -> list[JobCell]:
     """The reward models that are wanted. One whose weights are gone has no result where a cell is
     still to read them."""
     read = {path for cell in open_cells for path in plan.reads(cell.job)}
@@ -97,7 +97,7 @@ def _wanted_models(
 
 
 def _make(
-    cells: Sequence[Cell],
+    cells: Sequence[JobCell],
     config: OveroptimizationJob,
     folder: Path,
     nodes: Sequence[Node],
@@ -133,7 +133,7 @@ def _make(
         tell()
 
 
-def _room(cell: Cell, nodes: Sequence[Node]) -> int:
+def _room(cell: JobCell, nodes: Sequence[Node]) -> int:
     """How many such jobs may run beside one another, at least one."""
     bundles = bundles_of(cell.job)
     # Without a cluster that they share, each job has a Ray of its own, which gives out GPU 0 first.
@@ -142,11 +142,11 @@ def _room(cell: Cell, nodes: Sequence[Node]) -> int:
     return max(1, most_at_once(bundles, nodes))
 
 
-def _run_folder(cell: Cell) -> Path:
+def _run_folder(cell: JobCell) -> Path:
     return Path(cell.job.runs) / cell.job.name
 
 
-def _is_done(cell: Cell) -> bool:
+def _is_done(cell: JobCell) -> bool:
     """Whether the training ended well before it could be said."""
     run_folder = _run_folder(cell)
     return cell.job.job == "rm" and (run_folder / DONE).is_file() and _has_model(run_folder)
@@ -156,14 +156,14 @@ def _has_model(run_folder: Path) -> bool:
     return (run_folder / "model").is_dir()
 
 
-def _resumable(cell: Cell) -> bool:
+def _resumable(cell: JobCell) -> bool:
     run_folder = _run_folder(cell)
     if cell.job.job == "bon":
         return (run_folder / MADE_WITH).is_file()
     return bool(Snapshots(run_folder / "checkpoints", 1).all())
 
 
-def _finish(cell: Cell, folder: Path, seconds: float) -> None:
+def _finish(cell: JobCell, folder: Path, seconds: float) -> None:
     """Write a cell's result; then what nobody reads again goes.
 
     Raises:
@@ -194,7 +194,7 @@ def _finish(cell: Cell, folder: Path, seconds: float) -> None:
     print(f"{cell.name}: {said}", flush=True)
 
 
-def _drop(cell: Cell) -> None:
+def _drop(cell: JobCell) -> None:
     """Remove what nobody reads again of a cell that has its result: checkpoints, policies."""
     run_folder = _run_folder(cell)
     if cell.job.job == "ppo":

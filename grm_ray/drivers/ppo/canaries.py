@@ -16,11 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.schema import Source
 from grm_ray.data import files, parse
-from grm_ray.data.files import BadRow
-from grm_ray.data.records import Prompt, prompt_id
+from grm_ray.data.records import BadRow, Prompt, as_messages, prompt_id
 from grm_ray.data.sources import Quarantine
 from grm_ray.drivers.ppo.step import Gathering
 from grm_ray.drivers.ppo.stream import Stream
@@ -63,7 +62,7 @@ def read_canaries(source: Source, quarantine: Quarantine) -> list[Canary]:
             raise ConfigError(
                 f"{file}, line {line}: matches: {shown} is no regular expression ({error})"
             ) from None
-        name = prompt_id([{"role": role, "content": said} for role, said in turns])
+        name = prompt_id(as_messages(turns))
         if name in found:
             raise ConfigError(f"{file}, line {line}: this prompt stands there already")
         found[name] = Canary(Prompt(name, turns), pattern)

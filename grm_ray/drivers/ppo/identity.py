@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 from grm_ray.config.ppo import PpoJob
-from grm_ray.data.sources import Prompt
+from grm_ray.data.records import Prompt
 from grm_ray.drivers.ppo.canaries import Canary
 from grm_ray.drivers.ppo.prompts import fingerprint
 from grm_ray.models import backbone

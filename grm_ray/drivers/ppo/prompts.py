@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.ppo import PpoJob, PromptData
 from grm_ray.config.schema import Source
 from grm_ray.data import sources
-from grm_ray.data.sources import Prompt, Quarantine
+from grm_ray.data.records import Prompt
+from grm_ray.data.sources import Quarantine
 from grm_ray.drivers.groups import fetch
 
 

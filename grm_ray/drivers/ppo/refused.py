@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from grm_ray.config.ends import RunStopped
+from grm_ray.config.errors import RunStopped
 from grm_ray.drivers.ppo.step import Step
 from grm_ray.runtime.disk import writing
 
 
-class Refused:
+class RefusedLog:
     """`refused.jsonl`: one line an answer that a reward model, rule or true reward failed on."""
 
     def __init__(self, folder: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.ppo import PpoJob
 from grm_ray.data.order import EpochOrder
 from grm_ray.drivers import reward_stages
@@ -22,7 +22,7 @@ from grm_ray.drivers.ppo.refused import told_of_gaps, told_of_untrue, without_ga
 from grm_ray.drivers.ppo.step import Gathering, Step
 from grm_ray.drivers.ppo.stream import Stream
 from grm_ray.drivers.ppo.workers import PpoCast
-from grm_ray.rewards.pipeline import PROXY, Answers
+from grm_ray.rewards.pipeline import PROXY, PipelineInput
 from grm_ray.runtime.ledger import uid
 from grm_ray.runtime.weights import Version
 from grm_ray.study.starc import starc_distance
@@ -102,7 +102,7 @@ class PolicyRewards:
         compared = self._references.get(False) if self._compares else None
         whole = np.flatnonzero(step.learnable)
         made = self.pipeline(
-            Answers(
+            PipelineInput(
                 step.column("scores")[whole],
                 step.column("finished")[whole],
                 step.column("length")[whole],

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from grm_ray.config.ppo import PpoJob
-from grm_ray.data.sources import Prompt, Quarantine
+from grm_ray.data.records import Prompt
+from grm_ray.data.sources import Quarantine
 from grm_ray.drivers.checks.check import check
 from grm_ray.drivers.checks.jobs import look_up
 from grm_ray.drivers.checks.plan import bundles_of
@@ -28,7 +29,7 @@ from grm_ray.drivers.ppo.guard import Watch
 from grm_ray.drivers.ppo.held_out import HeldOut, change_of_true_reward, save_samples
 from grm_ray.drivers.ppo.identity import identity_of
 from grm_ray.drivers.ppo.prompts import encoded, read_prompts
-from grm_ray.drivers.ppo.refused import Refused
+from grm_ray.drivers.ppo.refused import RefusedLog
 from grm_ray.drivers.ppo.rewards import PolicyRewards
 from grm_ray.drivers.ppo.stream import Stream
 from grm_ray.drivers.ppo.update import begin_update
@@ -82,7 +83,7 @@ def run(config: PpoJob, resume: bool = False) -> Path:
             cast = PpoCast(
                 config, folder, path, placed, wanted, list(fingerprints.values()), table.message
             )
-            driver = _Driver(config, folder, cast, snapshots, identity, table)
+            driver = PpoRun(config, folder, cast, snapshots, identity, table)
             try:
                 driver.prepare(train, held_out, canaries, path, quarantine, saved)
                 driver.train()
@@ -91,7 +92,9 @@ def run(config: PpoJob, resume: bool = False) -> Path:
         return write_report(folder)
 
 
-class _Driver:
+class PpoRun:
+    """One run under way: its workers, and all that the driver itself knows of it."""
+
     def __init__(
         self,
         config: PpoJob,
@@ -124,7 +127,7 @@ class _Driver:
             lambda done, rows: table.status("answers to compare with", done, rows),
         )
         self._watch = Watch(config.guard)
-        self._refused = Refused(folder)
+        self._refused = RefusedLog(folder)
         self._learned = States(
             {"kl": self._kl, "rewards": self._rewards.pipeline, "watch": self._watch}
         )
@@ -258,14 +261,7 @@ class _Driver:
         self._table.status(f"step {number}: learning")
         self._cast.learner_works(True)
         learning = begin_update(
-            self._config,
-            self._cast.learners,
-            self._loss,
-            step,
-            rewards,
-            prompts,
-            penalty,
-            number,
+            self._config, self._cast.learners, self._loss, step, rewards, prompts, penalty, number
         )
         self._ahead.issued(number)
         self._stream.wait(learning, self._ahead.advance)

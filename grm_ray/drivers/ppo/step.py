@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from grm_ray.config.ends import RunStopped
+from grm_ray.config.errors import RunStopped
 from grm_ray.data.packing import by_key
 from grm_ray.drivers.groups import InputLost, RankDied
 from grm_ray.drivers.ppo.workers import PpoCast

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grm_ray.config.load import ConfigError
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.data.packing import split_by_tokens
 from grm_ray.data.sources import Quarantine

@@ -32,7 +32,7 @@ from grm_ray.runtime.snapshot import Snapshots
 from grm_ray.runtime.terminal_table import RM_COLUMNS, LiveTable
 from grm_ray.runtime.tracking import Tracker
 from grm_ray.study.intervals import SHARE, bootstrap_mean
-from grm_ray.study.preferences import Contest, length_correlation
+from grm_ray.study.preferences import ScoredContest, length_correlation
 from grm_ray.training.reward_loss import RewardLoss
 
 # Pairs of a step that the gradients of both losses are looked at on.
@@ -58,7 +58,7 @@ def run(config: RewardModelJob, resume: bool = False) -> Path:
     with cluster.session(wanted):
         folder = open_run(config, resume)
         with cluster.placement_group(wanted) as placed:
-            driver = _Driver(config, folder, path, placed, wanted, snapshots)
+            driver = RewardModelRun(config, folder, path, placed, wanted, snapshots)
             try:
                 driver.prepare(saved, identity)
                 driver.train()
@@ -67,7 +67,9 @@ def run(config: RewardModelJob, resume: bool = False) -> Path:
         return write_report(folder)
 
 
-class _Driver:
+class RewardModelRun:
+    """One training under way: its ranks, and all that the driver itself knows of it."""
+
     def __init__(
         self,
         config: RewardModelJob,
@@ -314,7 +316,7 @@ class _Driver:
         margins = scores[:, 0] - scores[:, 1]
         interval = bootstrap_mean(margins > 0, prompts, seed=self._config.seed, bounds=SHARE)
         contests = [
-            Contest(s[:1], s[1:], n[:1], n[1:], "", prompt)
+            ScoredContest(s[:1], s[1:], n[:1], n[1:], "", prompt)
             for s, n, prompt in zip(scores, lengths, prompts, strict=True)
         ]
         return {

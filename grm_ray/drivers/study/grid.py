@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.judging import StudyJob
-from grm_ray.config.load import ConfigError, apply, validate
+from grm_ray.config.load import apply, validate
 from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.drivers.job_key import Keys, precision
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """One choice from every factor, and the job that it makes."""
 
     choices: dict[str, str]
@@ -44,13 +45,13 @@ def jobs(config: StudyJob) -> Iterator[tuple[dict[str, str], RewardModelJob]]:
         yield choices, validate(RewardModelJob, {"name": "cell", "tracking": [], **raw}, where)
 
 
-def grid(config: StudyJob, folder: Path) -> list[Cell]:
+def grid(config: StudyJob, folder: Path) -> list[GridCell]:
     """Every cell, named by what its result depends on.
 
     Raises:
         ConfigError: as `jobs`; or two cells are one.
     """
-    keys, cells = Keys(), dict[str, Cell]()
+    keys, cells = Keys(), dict[str, GridCell]()
     judged = [
         {name: keys.source(source) for name, source in config.sets.items()},
         precision(config.scoring.dtype, config.judges),
@@ -59,7 +60,7 @@ def grid(config: StudyJob, folder: Path) -> list[Cell]:
     for choices, job in jobs(config):
         key = keys.of(job, *judged)
         job = job.model_copy(update={"name": key, "runs": str(folder / "cells")})
-        cell = Cell(choices, job, key)
+        cell = GridCell(choices, job, key)
         if key in cells:
             raise ConfigError(
                 f"vary: cells {cells[key]} and {cell} are the same job: they would have one result"

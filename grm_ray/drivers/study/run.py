@@ -16,13 +16,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from grm_ray.config.errors import ConfigError
 from grm_ray.config.judging import StudyJob
-from grm_ray.config.load import ConfigError, dump
+from grm_ray.config.load import dump
 from grm_ray.data import sources
 from grm_ray.data.sources import Quarantine
 from grm_ray.drivers import judging, scoring, subjobs
 from grm_ray.drivers.checks.check import check
-from grm_ray.drivers.study.grid import Cell, grid
+from grm_ray.drivers.study.grid import GridCell, grid
 from grm_ray.reporting.evaluation import RESULT, write_evaluation
 from grm_ray.study.preferences import detectable_difference
 
@@ -60,9 +61,9 @@ def run(config: StudyJob, resume: bool = False) -> Path:
     return write_evaluation(result, folder)
 
 
-def summary(config: StudyJob, cells: list[Cell], folder: Path) -> dict[str, Any]:
+def summary(config: StudyJob, cells: list[GridCell], folder: Path) -> dict[str, Any]:
     """The whole grid side by side: repetitions as one model, ensembles of them as another."""
-    groups: dict[tuple[str, ...], list[Cell]] = defaultdict(list)
+    groups: dict[tuple[str, ...], list[GridCell]] = defaultdict(list)
     for cell in cells:
         groups[tuple(c for f, c in cell.choices.items() if f != config.repeat)].append(cell)
     scores, refused = _scores(folder, cells, config)
@@ -96,7 +97,7 @@ def summary(config: StudyJob, cells: list[Cell], folder: Path) -> dict[str, Any]
     }
 
 
-def _make(cell: Cell, config: StudyJob, folder: Path) -> None:
+def _make(cell: GridCell, config: StudyJob, folder: Path) -> None:
     """Train and judge one cell; its result file comes last."""
     began = time.time()
     run_folder = folder / "cells" / cell.key
@@ -125,7 +126,7 @@ def _make(cell: Cell, config: StudyJob, folder: Path) -> None:
 
 
 def _scores(
-    folder: Path, cells: list[Cell], config: StudyJob
+    folder: Path, cells: list[GridCell], config: StudyJob
 ) -> tuple[dict[str, dict[str, pa.Table]], int]:
     """Cell's key -> set -> its scores, and how many contests some cell's template refused: they
     are left out of all."""
@@ -149,7 +150,7 @@ def _scores(
     return tables, left_out
 
 
-def _result(folder: Path, cell: Cell) -> Path:
+def _result(folder: Path, cell: GridCell) -> Path:
     return folder / "cells" / f"{cell.key}.json"
 
 
@@ -164,7 +165,7 @@ def _line(path: Path) -> str:
 
 
 def _say_what_can_be_seen(
-    config: StudyJob, cells: list[Cell], quarantine: Quarantine
+    config: StudyJob, cells: list[GridCell], quarantine: Quarantine
 ) -> dict[str, Any]:
     """Before any result: the smallest gain that each set's size would show, and how many of its
     contests ask what the training files ask. What the sets leave out goes to `quarantine`."""
@@ -202,7 +203,7 @@ def _say_what_can_be_seen(
     return found
 
 
-def _trained_prompts(cells: list[Cell]) -> set[str]:
+def _trained_prompts(cells: list[GridCell]) -> set[str]:
     """Prompts, case and spacing aside, of all that any cell may train on, `limit` aside."""
     read: dict[str, tuple[Any, list[str]]] = {}
     for cell in cells:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-Interval = tuple[float, float]
-Event = dict[str, Any]
+TimeSpan = tuple[float, float]
+TraceEvent = dict[str, Any]
 
 
-def union(intervals: Iterable[Interval]) -> list[Interval]:
+def union(intervals: Iterable[TimeSpan]) -> list[TimeSpan]:
     """The same times as disjoint intervals in order."""
-    found: list[Interval] = []
+    found: list[TimeSpan] = []
     for begin, end in sorted(intervals):
         if found and begin <= found[-1][1]:
             found[-1] = found[-1][0], max(found[-1][1], end)
@@ -24,18 +24,18 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
     return found
 
 
-def length(intervals: Iterable[Interval]) -> float:
+def length(intervals: Iterable[TimeSpan]) -> float:
     """Of disjoint ones, together."""
     return sum(end - begin for begin, end in intervals)
 
 
-def common(left: list[Interval], right: list[Interval]) -> list[Interval]:
+def common(left: list[TimeSpan], right: list[TimeSpan]) -> list[TimeSpan]:
     """The times that are in both of two disjoint lists."""
     pairs = ((max(a, c), min(b, d)) for a, b in left for c, d in right)
     return [(begin, end) for begin, end in pairs if begin < end]
 
 
-def outside(intervals: list[Interval], frame: list[Interval]) -> list[Interval]:
+def outside(intervals: list[TimeSpan], frame: list[TimeSpan]) -> list[TimeSpan]:
     """The times of `frame` that are in none of `intervals`."""
     found = []
     for begin, end in frame:
@@ -49,9 +49,11 @@ def outside(intervals: list[Interval], frame: list[Interval]) -> list[Interval]:
     return found
 
 
-def spans(events: list[Event], role: str, name: str | None = None) -> dict[str, list[Event]]:
+def spans(
+    events: list[TraceEvent], role: str, name: str | None = None
+) -> dict[str, list[TraceEvent]]:
     """process -> its spans (called `name`), for the processes of a role."""
-    found: dict[str, list[Event]] = {}
+    found: dict[str, list[TraceEvent]] = {}
     for event in events:
         if event["ph"] == "X" and event["pid"].rsplit("-", 1)[0] == role:
             if name is None or event["name"] == name:
@@ -59,26 +61,26 @@ def spans(events: list[Event], role: str, name: str | None = None) -> dict[str, 
     return found
 
 
-def times(events: Iterable[Event]) -> list[Interval]:
+def times(events: Iterable[TraceEvent]) -> list[TimeSpan]:
     """The spans' times, disjoint."""
     return union((event["ts"], event["ts"] + event["dur"]) for event in events)
 
 
-def busy_share(events: list[Event], role: str, frame: list[Interval]) -> float:
+def busy_share(events: list[TraceEvent], role: str, frame: list[TimeSpan]) -> float:
     """Share of `frame` that a worker of `role` is busy, on average over those that are seen."""
     found = spans(events, role)
     shares = [length(common(times(of_one), frame)) for of_one in found.values()]
     return sum(shares) / len(shares) / length(frame) if shares else 0.0
 
 
-def alone_share(events: list[Event], frame: list[Interval], driver: str = "driver") -> float:
+def alone_share(events: list[TraceEvent], frame: list[TimeSpan], driver: str = "driver") -> float:
     """Share of `frame` in which no worker is busy: the driver alone works, or messages travel."""
     workers = times(e for e in events if e["ph"] == "X" and e["pid"] != driver)
     return length(outside(workers, frame)) / length(frame)
 
 
 def neglected_share(
-    events: list[Event], role: str, ready: str, work: str, frame: list[Interval]
+    events: list[TraceEvent], role: str, ready: str, work: str, frame: list[TimeSpan]
 ) -> float:
     """Share of `frame` in which a worker of `role` idles though the driver has work for it.
 
