@@ -126,16 +126,18 @@ class BestOfNJob(Job):
     def _members_are_proxies(self) -> BestOfNJob:
         for name, ensemble in self.ensembles.items():
             if name in self.proxies:
-                raise ValueError(f"ensembles: '{name}' is the name of a proxy already")
+                raise ValueError(f"ensembles: '{name}' is already the name of a proxy")
             unknown = [m for m in ensemble.members if m not in self.proxies]
             if unknown:
                 raise ValueError(f"ensembles.{name}.members: {unknown} are not in proxies")
             if len(set(ensemble.members)) != len(ensemble.members):
-                raise ValueError(f"ensembles.{name}.members: a proxy stands twice")
+                raise ValueError(f"ensembles.{name}.members: a proxy is listed twice")
         return self
 
     @model_validator(mode="after")
     def _the_policy_is_only_asked(self) -> BestOfNJob:
         if self.policy.lora is not None or self.policy.frozen or self.policy.gradient_checkpointing:
-            raise ValueError("policy: nothing is trained here; path, dtype, trust_remote_code")
+            raise ValueError(
+                "policy: nothing is trained here; give only path, dtype and trust_remote_code"
+            )
         return self

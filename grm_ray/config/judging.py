@@ -67,17 +67,19 @@ class EvaluateJob(Job):
     def _names_are_there(self) -> EvaluateJob:
         twice = set(self.models) & set(self.ensembles)
         if twice:
-            raise ValueError(f"ensembles: {sorted(twice)} are names of models already")
+            raise ValueError(f"ensembles: {sorted(twice)} are already names of models")
         for name, ensemble in self.ensembles.items():
             unknown = [m for m in ensemble.members if m not in self.models]
             if unknown:
                 raise ValueError(f"ensembles.{name}.members: {unknown} are not in models")
             if len(set(ensemble.members)) != len(ensemble.members):
-                raise ValueError(f"ensembles.{name}.members: a model stands twice")
+                raise ValueError(f"ensembles.{name}.members: a model is listed twice")
             if ensemble.reference is not None and ensemble.reference not in self.sets:
-                raise ValueError(f"ensembles.{name}.reference: no set '{ensemble.reference}'")
+                raise ValueError(
+                    f"ensembles.{name}.reference: there is no set '{ensemble.reference}'"
+                )
         if self.baseline is not None and self.baseline not in {*self.models, *self.ensembles}:
-            raise ValueError(f"baseline: no model '{self.baseline}'")
+            raise ValueError(f"baseline: there is no model '{self.baseline}'")
         return self
 
 
@@ -108,14 +110,17 @@ class StudyJob(Job):
     @model_validator(mode="after")
     def _factors_are_there(self) -> StudyJob:
         if self.repeat not in self.vary:
-            raise ValueError(f"repeat: no factor '{self.repeat}' in vary")
+            raise ValueError(f"repeat: vary has no factor '{self.repeat}'")
         others = [choice for name in self.vary if name != self.repeat for choice in self.vary[name]]
         if self.baseline not in others:
-            raise ValueError(f"baseline: no choice '{self.baseline}' in vary; there is {others}")
+            raise ValueError(f"baseline: vary has no choice '{self.baseline}'; it has {others}")
         if len(set(others)) != len(others):
-            raise ValueError("vary: two factors have a choice of one name")
+            raise ValueError("vary: two factors have a choice of the same name")
         if self.ensembles and len(self.vary[self.repeat]) < 2:
-            raise ValueError(f"ensembles: vary.{self.repeat} has one choice, an ensemble needs two")
+            raise ValueError(
+                f"ensembles: vary.{self.repeat} has only one choice, but an ensemble needs two or "
+                "more"
+            )
         if reserved := {"name", "runs", "job"} & set(self.base):
             raise ValueError(f"base: {sorted(reserved)} are set by the study")
         return self

@@ -39,7 +39,10 @@ class Kl(Section):
     @model_validator(mode="after")
     def _one_reference(self) -> Kl:
         if self.ema is not None and self.reference is not None:
-            raise ValueError("ema follows the policy, and reference is another model: set one")
+            raise ValueError(
+                "ema makes the reference follow the policy, while reference names another model: "
+                "set only one of them"
+            )
         return self
 
     @model_validator(mode="after")
@@ -51,9 +54,13 @@ class Kl(Section):
     @model_validator(mode="after")
     def _no_key_is_set_in_vain(self) -> Kl:
         if self.target is None and self.horizon != type(self).model_fields["horizon"].default:
-            raise ValueError("horizon: without target the coefficient stays, and nothing adapts")
+            raise ValueError(
+                "horizon: without target the coefficient is constant, and horizon is not used"
+            )
         if self.ema is not None and self.coefficient == 0:
-            raise ValueError("ema: with coefficient 0 nothing is kept near the reference")
+            raise ValueError(
+                "ema: with coefficient 0 there is no KL penalty, and the reference is not used"
+            )
         return self
 
     @model_validator(mode="after")
@@ -127,19 +134,20 @@ class Ppo(Section):
             unread.append("gamma")
         for key in unread:
             if getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key}: estimator {self.estimator} has no use for it")
+                raise ValueError(f"{key}: estimator {self.estimator} does not use it")
         return self
 
     @model_validator(mode="after")
     def _a_pass_can_be_spared(self) -> Ppo:
         if self.old_logprobs == "engine" and self.estimator == "gae":
             raise ValueError(
-                "old_logprobs: engine spares no pass with estimator gae, whose values need it"
+                "old_logprobs: engine saves no forward pass with estimator gae, which needs "
+                "that pass for its values"
             )
         if self.old_logprobs == "engine" and self.importance not in (None, "none"):
             raise ValueError(
-                "importance: with old_logprobs: engine there is nothing to weigh, as old and "
-                "engine's log-probs are the same"
+                "importance: with old_logprobs: engine there is nothing to correct, as the old "
+                "log-probs are those of the engine"
             )
         return self
 
@@ -156,14 +164,15 @@ class Ppo(Section):
         if self.critic_warmup and self.estimator != "gae":
             raise ValueError(f"critic_warmup: estimator {self.estimator} has no critic")
         if self.critic_warmup and not self.value_coefficient:
-            raise ValueError("critic_warmup: value_coefficient 0 leaves it nothing to learn")
+            raise ValueError("critic_warmup: with value_coefficient 0 the critic does not learn")
         if self.critic_warmup >= self.steps:
             raise ValueError(
-                f"critic_warmup: {self.critic_warmup} of {self.steps} steps leave the policy none"
+                f"critic_warmup: {self.critic_warmup} of {self.steps} steps leave no step to "
+                "train the policy"
             )
         if self.critic_warmup and self.optimizer.weight_decay:
             raise ValueError(
-                "critic_warmup: optimizer.weight_decay would change the policy meanwhile; set it "
-                "to 0"
+                "critic_warmup: optimizer.weight_decay would change the policy during the "
+                "warm-up; set it to 0"
             )
         return self

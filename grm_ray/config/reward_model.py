@@ -134,7 +134,9 @@ class RewardModelJob(Job):
     @model_validator(mode="after")
     def _a_frozen_backbone_is_not_regularized(self) -> RewardModelJob:
         if self.model.frozen and self.loss.alpha:
-            raise ValueError("model.frozen: true needs loss.alpha: 0: no hidden state moves")
+            raise ValueError(
+                "model.frozen: true needs loss.alpha: 0, because hidden states do not change"
+            )
         if self.model.frozen and self.training.optimizer.zero_stage == 3:
             raise ValueError("model.frozen: true needs training.optimizer.zero_stage: 2 or less")
         return self
@@ -143,14 +145,19 @@ class RewardModelJob(Job):
     def _attributes_are_regressed(self) -> RewardModelJob:
         loss, regression = self.loss, self.loss.preference == "regression"
         if regression != bool(self.head.attributes):
-            raise ValueError("loss.preference: regression and head.attributes come together")
+            raise ValueError(
+                "loss.preference: regression needs head.attributes, and head.attributes needs "
+                "regression"
+            )
         if regression and (loss.alpha or loss.centering or loss.score_l2 or loss.label_smoothing):
             raise ValueError(
-                "loss.preference: regression is on single answers: set alpha, centering, score_l2 "
-                "and label_smoothing to 0"
+                "loss.preference: regression learns from single answers: set alpha, centering, "
+                "score_l2 and label_smoothing to 0"
             )
         if regression and any(s.flip or s.max_characters for s in self.data.train):
             raise ValueError("data.train: flip and max_characters are for pairs, not regression")
         if regression and not self.data.eval:
-            raise ValueError("data.eval: regression needs evaluation pairs of its own")
+            raise ValueError(
+                "data.eval: regression needs evaluation pairs here, as its training data has none"
+            )
         return self

@@ -73,7 +73,7 @@ class Section(BaseModel):
         if info.field_name is not None and _holds_truth(given):
             kinds = set(_kinds(cls.model_fields[info.field_name].annotation))
             if kinds & {int, float} and not kinds & {bool, Any}:
-                raise ValueError("a number is wanted, not true or false")
+                raise ValueError("expected a number, got true/false")
         return given
 
 
@@ -129,16 +129,20 @@ class Head(Section):
     @model_validator(mode="after")
     def _members_score_and_attributes_describe(self) -> Head:
         if self.members > 1 and self.attributes:
-            raise ValueError("members: each is a score; attributes have one together")
+            raise ValueError(
+                "members: each member gives one score, so that they cannot be combined with "
+                "attributes"
+            )
         return self
 
     @model_validator(mode="after")
     def _one_weight_an_attribute(self) -> Head:
         if len(set(self.attributes)) != len(self.attributes):
-            raise ValueError("attributes: each name once")
+            raise ValueError("attributes: a name is listed twice")
         if len(self.weights) != len(self.attributes):
             raise ValueError(
-                f"weights: {len(self.weights)} for {len(self.attributes)} attributes; give one each"
+                f"weights: {len(self.weights)} for {len(self.attributes)} attributes; give "
+                "one per attribute"
             )
         return self
 
@@ -159,7 +163,7 @@ class Model(Section):
     @model_validator(mode="after")
     def _frozen_has_nothing_to_adapt(self) -> Model:
         if self.frozen and (self.lora is not None or self.gradient_checkpointing):
-            raise ValueError("frozen: true leaves nothing for lora or gradient_checkpointing")
+            raise ValueError("frozen: true cannot be combined with lora or gradient_checkpointing")
         return self
 
 
@@ -217,13 +221,15 @@ class Source(Section):
     def _where_names_plain_values(cls, where: dict[str, Any]) -> dict[str, Any]:
         odd = [name for name, value in where.items() if not isinstance(value, str | int | float)]
         if odd:
-            raise ValueError(f"{', '.join(odd)}: a value is a text, a number, true or false")
+            raise ValueError(f"{', '.join(odd)}: a value must be text, a number, true or false")
         return where
 
     @model_validator(mode="after")
     def _columns_have_their_format(self) -> Source:
         if (self.format == "columns") != bool(self.columns):
-            raise ValueError("format: columns and the key columns come together")
+            raise ValueError(
+                "format: columns needs the key columns, and the key columns needs format: columns"
+            )
         if self.format == "columns" and not {"chosen", "rejected"} <= set(self.columns):
             raise ValueError("columns: needs at least chosen and rejected")
         return self
@@ -237,7 +243,7 @@ def of_prompts(source: Source | None, *unread: str) -> Source | None:
     """
     for key in ("pairs_per_prompt", *unread):
         if source is not None and getattr(source, key) != Source.model_fields[key].default:
-            raise ValueError(f"{key}: a source of prompts has no use for it here; leave it out")
+            raise ValueError(f"{key}: a source of prompts does not use it here; leave it out")
     return source
 
 
@@ -264,9 +270,11 @@ class Workers(Section):
     @classmethod
     def _a_part_of_one_gpu_or_whole_ones(cls, gpus: float) -> float:
         if gpus > 1 and gpus != int(gpus):
-            raise ValueError(f"a part of one GPU (0.5) or whole ones (2), not {gpus:g}")
+            raise ValueError(f"must be a part of one GPU (0.5) or whole GPUs (2), not {gpus:g}")
         if 0 < gpus < LEAST_SHARE:
-            raise ValueError(f"0, or {LEAST_SHARE:g} and more: Ray knows no smaller part of a GPU")
+            raise ValueError(
+                f"must be 0, or {LEAST_SHARE:g} or more: Ray cannot assign a smaller part of a GPU"
+            )
         return gpus
 
 

@@ -247,7 +247,7 @@ def _number(value: Any, name: str) -> float:
             return float(value)
     except OverflowError:  # an integer that no float can hold
         pass
-    raise Unusable(f"'{name}' is no number: {type(value).__name__}")
+    raise Unusable(f"'{name}' is not a number: {type(value).__name__}")
 
 
 def _columns(names: str) -> frozenset[str]:
