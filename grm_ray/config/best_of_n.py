@@ -24,8 +24,12 @@ from grm_ray.config.schema import (
 
 
 class Prompts(Section):
+    """Prompts that the policy answers."""
+
     prompts: Source
+    """Where the prompts are read from."""
     max_prompt_length: Positive = 256
+    """In tokens; longer prompts are left out, and listed in quarantine.jsonl."""
 
     @field_validator("prompts")
     @classmethod
@@ -38,8 +42,11 @@ class Sampling(Section):
 
     samples_per_prompt: Annotated[int, Field(ge=2)] = 16
     max_new_tokens: Positive = 64
+    """Longest answer, in tokens."""
     temperature: Temperature = 1.0
+    """Of the softmax that tokens are sampled from."""
     engine: Engine = Engine()
+    """vLLM engine of each rollout worker."""
 
     def rollout(self) -> Rollout:
         """The same for a rollout worker, which sends on one prompt's answers at a time: they are
@@ -57,7 +64,9 @@ class Scoring(Section):
     """How reward models are run: never what comes out, up to rounding."""
 
     dtype: Dtype = "auto"
+    """Number format of weights and activations; auto: bfloat16 where the hardware supports it."""
     tokens_per_micro_batch: Positive = 2048
+    """Tokens of one forward pass, rows packed without padding: sets the memory."""
 
 
 class ProxyEnsemble(Section):
@@ -65,12 +74,18 @@ class ProxyEnsemble(Section):
     all answers of the run, then joined as `reward.aggregate` of a PPO run joins its members."""
 
     members: Annotated[list[Name], Field(min_length=2)]
+    """Names of two or more proxies."""
     aggregate: Named = Named(name="mean")
+    """How the scores of the members become one, with its parameters."""
 
 
 class BestOfNWorkers(Section):
+    """Workers of each role."""
+
     rollout: RolloutWorkers = RolloutWorkers()
+    """Workers that generate answers, one vLLM engine each."""
     scorer: ScorerWorkers = ScorerWorkers()
+    """Workers that score answers by all proxies and the true reward."""
 
 
 class BestOfNJob(Job):
@@ -90,14 +105,18 @@ class BestOfNJob(Job):
     job: Literal["bon"] = "bon"
     policy: Model
     data: Prompts
+    """Which prompts are answered."""
     rollout: Sampling = Sampling()
+    """How the answers are sampled."""
     proxies: Annotated[dict[Name, PathText], Field(min_length=1)]
     ensembles: dict[Name, ProxyEnsemble] = Field(default_factory=dict)
     true_reward: PathText
     ns: list[Positive] | None = None
     betas: list[Rate] = Field(default=[2.0, 1.0, 0.5, 0.25])
     scoring: Scoring = Scoring()
+    """How reward models are run."""
     workers: BestOfNWorkers = BestOfNWorkers()
+    """Workers of each role."""
     prompts_per_shard: Positive = 64
 
     @property

@@ -31,11 +31,15 @@ class Ensemble(Section):
     """
 
     members: Annotated[list[Name], Field(min_length=2)]
+    """Names of two or more models."""
     aggregate: Literal["mean", "min"] = "mean"
+    """The mean or the minimum of the scores of the members."""
     reference: Name | None = None
 
 
 class JudgeWorkers(Workers):
+    """Workers that score answers, each with the reward model loaded."""
+
     count: Count = 2
     cpus: Cpus = 0.5
 
@@ -44,8 +48,11 @@ class Scoring(Section):
     """How reward models are run: never what comes out, up to rounding."""
 
     dtype: Dtype = "auto"
+    """Number format of weights and activations; auto: bfloat16 where the hardware supports it."""
     tokens_per_micro_batch: Positive = 2048
+    """Tokens of one forward pass, rows packed without padding: sets the memory."""
     trust_remote_code: bool = False
+    """Whether code that comes with a hub model may run here."""
 
 
 class EvaluateJob(Job):
@@ -58,10 +65,13 @@ class EvaluateJob(Job):
     job: Literal["evaluate"] = "evaluate"
     models: Annotated[dict[Name, PathText], Field(min_length=1)]
     ensembles: dict[Name, Ensemble] = Field(default_factory=dict)
+    """Name -> several of `models` that are judged as one more."""
     sets: Annotated[dict[Name, Source], Field(min_length=1)]
     baseline: Name | None = None
     scoring: Scoring = Scoring()
+    """How reward models are run."""
     workers: JudgeWorkers = JudgeWorkers()
+    """Workers that score answers."""
 
     @model_validator(mode="after")
     def _names_are_there(self) -> EvaluateJob:
@@ -98,6 +108,7 @@ class StudyJob(Job):
         dict[Name, Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]], Field(min_length=1)
     ]
     sets: Annotated[dict[Name, Source], Field(min_length=1)]
+    """Name -> preference set on which every model is judged."""
     repeat: Name
     ensembles: list[Literal["mean", "min"]] = Field(default_factory=list)
     baseline: Name
@@ -105,7 +116,9 @@ class StudyJob(Job):
     keep_models: bool = False
     """False: a cell's model is deleted once it is judged."""
     scoring: Scoring = Scoring()
+    """How reward models are run."""
     judges: JudgeWorkers = JudgeWorkers()
+    """Workers that score answers."""
 
     @model_validator(mode="after")
     def _factors_are_there(self) -> StudyJob:
@@ -136,17 +149,22 @@ class CurateJob(Job):
 
     job: Literal["curate"] = "curate"
     data: PairSource
+    """The preference pairs to curate."""
     base: dict[str, Any]
+    """Config of the voters: a reward-model config without name, runs, seed and training data."""
     folds: Annotated[int, Field(ge=2)] = 3
     """Parts of the prompts; each pair is judged by models that have not seen its prompt."""
     voters: Positive = 1
     policy: Literal["none", "flip", "soft", "flip_soft", "margin", "flip_margin", "drop"] = "none"
     weakest: Fraction = 0.1
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    """Of policies `soft` and `flip_soft`: probability that the label of a weak pair is wrong."""
     margin_cap: Rate = 3.0
     """Of policies `margin` and `flip_margin`: strengths over their median, up to this."""
     scoring: Scoring = Scoring()
+    """How reward models are run."""
     judges: JudgeWorkers = JudgeWorkers()
+    """Workers that score answers."""
 
     @model_validator(mode="after")
     def _smoothing_smooths(self) -> CurateJob:

@@ -78,6 +78,7 @@ class OveroptimizationJob(Job):
     job: Literal["overoptimization"] = "overoptimization"
     true_reward: PathText
     data: Labelled
+    """The pairs to train on and to measure accuracy on."""
     flips: Annotated[dict[Name, Fraction], Field(min_length=1)]
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
     ppo_seeds: Positive = 2
@@ -94,6 +95,7 @@ class OveroptimizationJob(Job):
     scoring: Scoring = Scoring()
     """How a reward model that is the true reward scores the pairs."""
     judges: JudgeWorkers = JudgeWorkers()
+    """Workers that score answers with a true reward that is a reward model."""
 
     def wants(self, noise: str, proxy: str) -> bool:
         """Whether `only` asks for it."""

@@ -29,10 +29,14 @@ class Kl(Section):
     """
 
     coefficient: Annotated[float, Field(ge=0)] = 0.05
+    """Weight of the KL penalty (beta); with `target` the one at the start."""
     place: Literal["reward", "loss"] | None = None
     estimator: Literal["k1", "k2", "k3", "sqrt_chi_squared"] = "k1"
     target: Rate | None = None
+    """KL in nats per answer that the adaptive controller aims at (Ziegler et al. 2019); null:
+    fixed."""
     horizon: Positive = 1000
+    """Answers over which a full error of the KL moves the coefficient by a fifth."""
     reference: PathText | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
 
@@ -81,6 +85,7 @@ class Ppo(Section):
     """
 
     steps: Positive = 20
+    """Steps of the run; each samples new answers and learns from them."""
     epochs: Annotated[int, Field(gt=0, le=10_000)] = 1
     """Passes over a step's rows."""
     minibatches: Positive = 1
@@ -99,6 +104,7 @@ class Ppo(Section):
     """Weighs what older weights wrote by pi_old / pi_engine, up to importance_cap: by one weight a
     token or one a row. null: a token where rollout.staleness is above 0, else none."""
     importance_cap: Annotated[float, Field(ge=1)] = 2.0
+    """Upper bound of the importance weights (truncated importance sampling)."""
     old_logprobs: Literal["learner", "engine"] = "learner"
     """Whose log-probs are those before the update. `engine` spares the learner a forward pass of
     the policy; they differ by rounding, which `engine_gap` shows. A critic needs the pass
@@ -111,15 +117,21 @@ class Ppo(Section):
     entropy_coefficient: Annotated[float, Field(ge=0)] = 0.0
     """Units of reward a nat of entropy, over the whole vocabulary."""
     value_clip: Rate = 0.2
+    """PPO's clipping range of the value function, in units of reward."""
     value_coefficient: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the critic's loss beside the policy's."""
     critic_warmup: NonNegative = 0
     """Steps at the start in which the critic alone learns; the backbone stays as it is."""
     gamma: Fraction = 1.0
+    """Discount factor per token."""
     lam: Fraction = 0.95
+    """Lambda of GAE (Schulman et al. 2016)."""
     whiten_advantages: bool | None = None
     """null: true for gae and the two reinforce_pp."""
     kl: Kl = Kl()
+    """KL penalty that keeps the policy near the reference."""
     optimizer: Optimizer = Optimizer()
+    """Optimizer of policy and critic."""
 
     @property
     def penalty_place(self) -> str:

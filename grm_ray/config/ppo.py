@@ -28,7 +28,10 @@ from grm_ray.config.schema import (
 
 
 class PromptData(Section):
+    """Prompts that the policy learns from, and held-out ones."""
+
     train: Source
+    """Where training prompts are read from."""
     eval: Source | None = None
     """Held-out prompts: the first evaluation.prompts of the file, whatever `shuffle` says. null:
     taken from train."""
@@ -45,6 +48,7 @@ class Engine(Section):
     """vLLM engine options; see vLLM's own documentation for their meaning."""
 
     max_num_seqs: Positive = 32
+    """Answers that one engine generates at a time."""
     enforce_eager: bool = True
     """False: vLLM compiles, which takes a while at each start."""
     kv_cache_gb: Rate = 1.0
@@ -52,14 +56,22 @@ class Engine(Section):
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     """On a GPU: the share of its memory that is vLLM's."""
     tensor_parallel_size: Positive = 1
+    """Number of GPUs that one engine is split over."""
 
 
 class Rollout(Section):
+    """How answers are sampled."""
+
     prompts_per_step: Positive = 16
+    """Prompts of one step."""
     samples_per_prompt: Positive = 2
+    """Answers to each prompt (the group size of GRPO and RLOO)."""
     max_new_tokens: Positive = 64
+    """Longest answer, in tokens."""
     temperature: Temperature = 1.0
+    """Of the softmax that tokens are sampled from; log-probs are of that distribution too."""
     top_p: Fraction = 1.0
+    """Share of nucleus sampling; must be 1."""
     rows_per_batch: Positive = 4
     """Answers that a rollout worker collects before it sends them on to be scored."""
     staleness: NonNegative = 0
@@ -69,6 +81,7 @@ class Rollout(Section):
     """How new weights reach the engines: through the machine's shared memory, with a checksum; from
     GPU to GPU; or within the one GPU that learner and engine share."""
     engine: Engine = Engine()
+    """vLLM engine of each rollout worker."""
 
     @field_validator("top_p")
     @classmethod
@@ -89,7 +102,9 @@ class Evaluation(Section):
     """
 
     every: NonNegative = 0
+    """Steps between evaluations; 0: only before and after."""
     prompts: Positive = 48
+    """Number of held-out prompts."""
     greedy: bool = False
     kl: bool = False
     canaries: Source | None = None
@@ -127,6 +142,8 @@ class PpoCheckpoint(Checkpoint):
 
 
 class RolloutWorkers(Workers):
+    """Workers that generate answers, one vLLM engine each."""
+
     threads: Positive = 2
 
 
@@ -138,6 +155,8 @@ class ScorerWorkers(Workers):
 
 
 class LearnerWorkers(Workers):
+    """Training ranks of policy and critic."""
+
     threads: Positive = 2
 
 
@@ -147,8 +166,11 @@ class PpoWorkers(Section):
     """
 
     rollout: RolloutWorkers = RolloutWorkers()
+    """Workers that generate answers."""
     scorer: ScorerWorkers = ScorerWorkers()
+    """Workers that score answers by the reward models and the true reward."""
     learner: LearnerWorkers = LearnerWorkers()
+    """Training ranks of policy and critic."""
     share_devices: bool = False
 
     @model_validator(mode="after")
@@ -169,17 +191,29 @@ class PpoWorkers(Section):
 
 
 class PpoJob(Job):
+    """PPO of a policy against reward models."""
+
     job: Literal["ppo"] = "ppo"
     policy: Model
+    """The model that is trained."""
     value_head: Head = Head()
+    """Head of the critic, on the hidden states of the policy."""
     reward: Reward
+    """What the policy is rewarded for."""
     data: PromptData
+    """Which prompts are answered."""
     rollout: Rollout = Rollout()
+    """How answers are sampled."""
     ppo: Ppo = Ppo()
+    """How the policy learns from them."""
     evaluation: Evaluation = Evaluation()
+    """Evaluations on held-out prompts."""
     guard: Guard | None = None
+    """Alarm against over-optimisation; null: none."""
     workers: PpoWorkers = PpoWorkers()
+    """Workers of each role."""
     checkpoint: PpoCheckpoint = PpoCheckpoint()
+    """Resumable state, and which policy is saved."""
 
     @model_validator(mode="after")
     def _a_policy_learns_and_a_critic_has_one_value(self) -> PpoJob:

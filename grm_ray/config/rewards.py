@@ -29,6 +29,7 @@ class Named(Section):
     model_config = ConfigDict(extra="allow", validate_assignment=True, allow_inf_nan=False)
 
     name: str
+    """The registered name."""
 
     @model_validator(mode="before")
     @classmethod
@@ -55,6 +56,7 @@ class RewardStage(Section):
     model_config = ConfigDict(extra="allow", validate_assignment=True, allow_inf_nan=False)
 
     stage: str
+    """The registered name of the stage."""
     rule: Named | None = None
 
     @model_validator(mode="before")
@@ -97,12 +99,18 @@ class Reward(Section):
     references: Annotated[int, Field(ge=1, le=256)] | None = None
     stages: list[RewardStage] | None = None
     dtype: Dtype = "auto"
+    """Number format of weights and activations; auto: bfloat16 where the hardware supports it."""
     normalize: Literal["none", "first_batch", "running"] = "first_batch"
+    """Scale to mean 0 and deviation 1 of the first batch, or of all batches so far."""
     clip: Rate | None = 5.0
+    """Largest absolute value of the normalized reward; null: no bound."""
     missing_eos_penalty: Annotated[float, Field(ge=0)] = 0.0
+    """Subtracted from the reward of an answer that ran into the length limit."""
     overlong: Overlong | None = None
+    """Penalty on answers near the length limit; null: none."""
     true_reward: PathText | None = None
     tokens_per_micro_batch: Positive = 2048
+    """Tokens of one forward pass, rows packed without padding: sets the memory."""
 
     @property
     def models(self) -> dict[str, str]:

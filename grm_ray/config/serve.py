@@ -56,12 +56,17 @@ class ServeJob(Job):
     reference: PairSource | None = None
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, lt=65536)] = 8700
+    """TCP port; 0: any free one."""
     limits: Limits = Limits()
+    """What one client may ask for."""
     rows_per_batch: Positive = 64
     dtype: Dtype = "auto"
+    """Number format of weights and activations; auto: bfloat16 where the hardware supports it."""
     tokens_per_micro_batch: Positive = 2048
     trust_remote_code: bool = False
+    """Whether code that comes with a hub model may run here."""
     workers: JudgeWorkers = JudgeWorkers()
+    """Workers that score answers."""
 
     @model_validator(mode="after")
     def _several_have_a_scale(self) -> ServeJob:

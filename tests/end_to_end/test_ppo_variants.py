@@ -111,7 +111,7 @@ def test_two_steps_leave_engine_and_learner_with_one_policy(
     # One step that is the critic's alone, or has no rows, leaves the policy where it was.
     stays = bool(ppo.get("critic_warmup")) or first["rows_learned"] == 0
     assert stays == (second["objective/kl"] == pytest.approx(0.0, abs=1e-6))
-    assert (first["rows_learned"] == 0) == ("leaves none to learn from" in output)
+    assert (first["rows_learned"] == 0) == ("no answer is left to learn from" in output)
     if "reference" in ppo.get("kl", {}):
         assert first["objective/kl"] > 0.1
     samples = tmp_path / "runs" / "ppo" / "samples"
