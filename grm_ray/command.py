@@ -34,7 +34,7 @@ def main(schema: type[J], run: Callable[[J, bool], Path | None], description: st
             _dry_run(config, arguments.cluster)
         else:
             if arguments.cluster:
-                raise ConfigError("--cluster FILE goes with --dry-run")
+                raise ConfigError("--cluster FILE can only be used with --dry-run")
             signal.signal(signal.SIGTERM, _interrupt(config))
             report = run(config, arguments.resume)
             if report is not None:
@@ -59,13 +59,13 @@ def _how_to_go_on(config: Any) -> str:
 
     if config is not None:
         if config.job in ("study", "curate", "overoptimization"):
-            return "start it again: it goes on where it stopped"
+            return "start it again: it continues where it stopped"
         run = Path(config.runs).expanduser() / config.name
         # What an evaluation has scored is kept set by set, what `bon` has sampled shard by shard.
         kept = {"evaluate": "scores/*/*.parquet", "bon": "samples/*.parquet"}.get(config.job)
         if (kept and any(run.glob(kept))) or Snapshots(run / "checkpoints", 1).all():
-            return "go on with --resume"
-    return "there is no checkpoint to go on from"
+            return "continue with --resume"
+    return "there is no checkpoint to continue from"
 
 
 class _Keys(argparse.Action):
@@ -88,7 +88,7 @@ def _parser(schema: type[BaseModel], description: str) -> argparse.ArgumentParse
         help="every key of the config, and its default",
     )
     parser.add_argument("--config", required=True, help="a YAML file, see configs/")
-    parser.add_argument("--resume", action="store_true", help="go on after the last checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, print the plan, start nothing"
     )

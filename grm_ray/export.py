@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m grm_ray.export",
-        description="Write a reward model as transformers, vLLM or PEFT read it.",
+        description="Write a reward model in a form that transformers, vLLM or PEFT can read.",
     )
     parser.add_argument("model", metavar="MODEL_FOLDER", help="a reward model's folder or hub id")
     parser.add_argument("target", metavar="TARGET", type=Path, help="a new folder")
@@ -70,17 +70,17 @@ def _check(given: argparse.Namespace) -> None:
         ConfigError: the arguments are wrong, or the model cannot have this format.
     """
     if given.target.exists() and (not given.target.is_dir() or any(given.target.iterdir())):
-        raise ConfigError(f"{given.target} is there already; name a new folder")
+        raise ConfigError(f"{given.target} already exists; name a new folder")
     target = given.target.absolute()
     if Path(given.model).absolute() in target.parents:
         raise ConfigError(f"{given.target} lies inside the model's folder; name another place")
     try:
         check_place(target)
     except OSError as error:
-        raise ConfigError(f"{given.target} cannot be made: {error.strerror or error}") from None
+        raise ConfigError(f"{given.target} cannot be created: {error.strerror or error}") from None
     if given.push_to_hub is None:
         if given.private:
-            raise ConfigError("--private goes with --push-to-hub")
+            raise ConfigError("--private can only be used with --push-to-hub")
     else:
         _check_hub(given.push_to_hub)
 

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--output",
         type=Path,
         metavar="FILE",
-        help="where the page goes; default: the folder of the one run, or report.html here",
+        help="where to write the page; default: the folder of the one run, or report.html here",
     )
     asked = parser.parse_args(arguments)
     try:
@@ -86,14 +86,14 @@ def _write(folders: list[Path], output: Path | None) -> Path:
             continue
         other = _KINDS[result.name][0] if result else f"a folder of `{job}`"
         kind = other if run is None else "reward model training"
-        notes.append(f"{folder.resolve().name} is left out: {kind}, no PPO run.")
+        notes.append(f"{folder.resolve().name} is left out: {kind}, not a PPO run.")
     if not runs:
         raise _Wrong(
-            "none of these is a PPO run, and only those go side by side; give one folder for its "
-            "own page"
+            "none of these is a PPO run, and only PPO runs can be compared side by side; give one "
+            "folder for its own page"
         )
     if output is None and is_run(Path()):
-        raise _Wrong(f"{_PAGE} here is the page of the run in this folder: say --output FILE")
+        raise _Wrong(f"{_PAGE} here is the page of the run in this folder: give --output FILE")
     return write_side_by_side(runs, output or _PAGE, notes)
 
 
@@ -101,7 +101,7 @@ def _one(folder: Path, output: Path | None) -> Path:
     result = _result(folder)
     if result is None:
         if (job := job_of(folder)) in _OTHERS:
-            raise _Wrong(f"{folder}: a folder of `{job}` without results; there is no page to draw")
+            raise _Wrong(f"{folder}: a folder of `{job}` without results; there is nothing to draw")
         return write_report(folder, output)
     kind, write = _KINDS[result.name]
     if output is not None:
@@ -135,7 +135,8 @@ def _meant(text: str) -> list[Path]:
     inside = [folder for folder in sorted(path.iterdir()) if _holds(folder)]
     if not inside:
         raise _Wrong(
-            f"{path}: no run (it has neither config.yaml nor metrics.jsonl), nor a folder of runs"
+            f"{path}: neither a run (it has no config.yaml and no metrics.jsonl) nor a folder "
+            "of runs"
         )
     return inside
 

@@ -15,7 +15,7 @@ def stopped(folder, job):
 
 @pytest.mark.parametrize("job", ["study", "curate"])
 def test_what_goes_on_by_itself_says_so(tmp_path, job):
-    assert stopped(tmp_path, job) == "start it again: it goes on where it stopped"
+    assert stopped(tmp_path, job) == "start it again: it continues where it stopped"
 
 
 def test_resume_is_named_where_there_is_something_to_go_on_from(tmp_path):
@@ -24,7 +24,7 @@ def test_resume_is_named_where_there_is_something_to_go_on_from(tmp_path):
     step = tmp_path / "run" / "checkpoints" / "step-00001"
     step.mkdir(parents=True)
     (step / "state.json").write_text("{}")
-    assert stopped(tmp_path, "rm") == "go on with --resume"
+    assert stopped(tmp_path, "rm") == "continue with --resume"
 
 
 def test_scores_are_something_to_go_on_from(tmp_path):
@@ -32,7 +32,7 @@ def test_scores_are_something_to_go_on_from(tmp_path):
     scores.mkdir(parents=True)
     assert "no checkpoint" in stopped(tmp_path, "evaluate")
     (scores / "set-0.parquet").touch()
-    assert stopped(tmp_path, "evaluate") == "go on with --resume"
+    assert stopped(tmp_path, "evaluate") == "continue with --resume"
 
 
 def test_shards_are_something_to_go_on_from(tmp_path):
@@ -41,7 +41,7 @@ def test_shards_are_something_to_go_on_from(tmp_path):
     (tmp_path / "run" / "samples" / "shard-000000.part").touch()
     assert "no checkpoint" in stopped(tmp_path, "bon")
     (tmp_path / "run" / "samples" / "shard-000000.parquet").touch()
-    assert stopped(tmp_path, "bon") == "go on with --resume"
+    assert stopped(tmp_path, "bon") == "continue with --resume"
 
 
 def test_keys_need_no_config():

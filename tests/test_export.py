@@ -90,12 +90,12 @@ def test_what_cannot_be_had_is_refused_in_one_line(saved, tmp_path, capsys):
     assert "has no adapter/" in refused(capsys, saved / "linear", new, "--format", "adapter")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("years of work")
-    assert "is there already" in refused(capsys, saved / "linear", tmp_path / "full")
+    assert "already exists" in refused(capsys, saved / "linear", tmp_path / "full")
     assert (tmp_path / "full" / "thesis.tex").exists() and not new.exists()
 
 
 @pytest.mark.parametrize(
-    ("place", "why"), [("linear/new", "inside the model's folder"), ("file/x", "cannot be made")]
+    ("place", "why"), [("linear/new", "inside the model's folder"), ("file/x", "cannot be created")]
 )
 def test_a_place_where_nothing_can_be_written_is_refused(saved, capsys, place, why):
     (saved / "file").write_text("")
@@ -110,7 +110,7 @@ def test_a_folder_that_was_changed_is_refused(saved, tmp_path, capsys):
         (broken / path.name).write_bytes(path.read_bytes())
     meta = json.loads((broken / "grm_ray.json").read_text())
     (broken / "grm_ray.json").write_text(json.dumps(meta | {"fingerprint": "0" * 32}))
-    assert "copied in part" in refused(capsys, broken, tmp_path / "new")
+    assert "not copied completely" in refused(capsys, broken, tmp_path / "new")
 
 
 @pytest.mark.parametrize("name", ["no-owner", "a/b/c", "own er/name", "owner/na..me", ""])

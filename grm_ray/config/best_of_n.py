@@ -24,8 +24,12 @@ from grm_ray.config.schema import (
 
 
 class Prompts(Section):
+    """Prompts that the policy answers."""
+
     prompts: Source
+    """Where the prompts are read from."""
     max_prompt_length: Positive = 256
+    """In tokens; longer prompts are left out, and listed in quarantine.jsonl."""
 
     @field_validator("prompts")
     @classmethod
@@ -38,8 +42,11 @@ class Sampling(Section):
 
     samples_per_prompt: Annotated[int, Field(ge=2)] = 16
     max_new_tokens: Positive = 64
+    """Longest answer, in tokens."""
     temperature: Temperature = 1.0
+    """Of the softmax that tokens are sampled from."""
     engine: Engine = Engine()
+    """vLLM engine of each rollout worker."""
 
     def rollout(self) -> Rollout:
         """The same for a rollout worker, which sends on one prompt's answers at a time: they are
@@ -58,12 +65,18 @@ class ProxyEnsemble(Section):
     all answers of the run, then joined as `reward.aggregate` of a PPO run joins its members."""
 
     members: Annotated[list[Name], Field(min_length=2)]
+    """Names of two or more proxies."""
     aggregate: Named = Named(name="mean")
+    """How the scores of the members become one, with its parameters."""
 
 
 class BestOfNWorkers(Section):
+    """Workers of each role."""
+
     rollout: RolloutWorkers = RolloutWorkers()
+    """Workers that generate answers, one vLLM engine each."""
     scorer: ScorerWorkers = ScorerWorkers()
+    """Workers that score answers by all proxies and the true reward."""
 
 
 class BestOfNJob(Job):
@@ -83,14 +96,18 @@ class BestOfNJob(Job):
     job: Literal["bon"] = "bon"
     policy: Model
     data: Prompts
+    """Which prompts are answered."""
     rollout: Sampling = Sampling()
+    """How the answers are sampled."""
     proxies: Annotated[dict[Name, PathText], Field(min_length=1)]
     ensembles: dict[Name, ProxyEnsemble] = Field(default_factory=dict)
     true_reward: PathText
     ns: list[Positive] | None = None
     betas: list[Rate] = Field(default=[2.0, 1.0, 0.5, 0.25])
     scoring: Scoring = Scoring()
+    """How reward models are run."""
     workers: BestOfNWorkers = BestOfNWorkers()
+    """Workers of each role."""
     prompts_per_shard: Positive = 64
 
     @property
@@ -119,16 +136,18 @@ class BestOfNJob(Job):
     def _members_are_proxies(self) -> BestOfNJob:
         for name, ensemble in self.ensembles.items():
             if name in self.proxies:
-                raise ValueError(f"ensembles: '{name}' is the name of a proxy already")
+                raise ValueError(f"ensembles: '{name}' is already the name of a proxy")
             unknown = [m for m in ensemble.members if m not in self.proxies]
             if unknown:
                 raise ValueError(f"ensembles.{name}.members: {unknown} are not in proxies")
             if len(set(ensemble.members)) != len(ensemble.members):
-                raise ValueError(f"ensembles.{name}.members: a proxy stands twice")
+                raise ValueError(f"ensembles.{name}.members: a proxy is listed twice")
         return self
 
     @model_validator(mode="after")
     def _the_policy_is_only_asked(self) -> BestOfNJob:
         if self.policy.lora is not None or self.policy.frozen or self.policy.gradient_checkpointing:
-            raise ValueError("policy: nothing is trained here; path, dtype, trust_remote_code")
+            raise ValueError(
+                "policy: nothing is trained here; give only path, dtype and trust_remote_code"
+            )
         return self

@@ -46,9 +46,9 @@ def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dic
         key = loader.construct_object(key_node, deep=deep)
         line = key_node.start_mark.line + 1
         if not isinstance(key, str):
-            raise ConfigError(f"line {line}: keys are words, not {shown(key)}")
+            raise ConfigError(f"line {line}: a key must be text, not {shown(key)}")
         if key in seen:
-            raise ConfigError(f"line {line}: key '{key}' stands twice")
+            raise ConfigError(f"line {line}: key '{key}' is given twice")
         seen.add(key)
     return yaml.SafeLoader.construct_mapping(loader, node, deep=deep)
 
@@ -67,13 +67,15 @@ def read(path: Path, what: str = "config") -> dict[str, Any]:
             found = "is a folder" if path.is_dir() else "does not exist"
             raise ConfigError(f"{what} file {path} {found}{_nearest(path)}")
         if path.stat().st_size > _MOST_BYTES:
-            raise ConfigError(f"{what} file {path}: more than {_MOST_BYTES} bytes, no {what}")
+            raise ConfigError(
+                f"{what} file {path}: larger than {_MOST_BYTES} bytes, too large for a {what}"
+            )
         raw = parse(path.read_text(encoding="utf-8-sig"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{what} file {path}: cannot be read ({why})") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a {what} is a mapping of keys to values")
+        raise ConfigError(f"{path}: a {what} must be a mapping of keys to values")
     return raw
 
 
@@ -114,17 +116,21 @@ def check_tree(tree: Any, origin: str) -> None:
     def measure(value: Any, where: str, depth: int) -> tuple[int, int]:
         if isinstance(value, str):
             if odd := _NO_TEXT.search(value):
-                raise refuse(where, f"holds {odd[0]!r}, which is no text")
+                raise refuse(where, f"contains {odd[0]!r}, which is not valid text")
         elif isinstance(value, int) and abs(value) >= _MOST_DIGITS:
-            raise refuse(where, "a whole number beyond 64 bits")
+            raise refuse(where, "a whole number that does not fit in 64 bits")
         elif not isinstance(value, dict | list):
             if value is not None and not isinstance(value, int | float):
                 kind = type(value).__name__
-                raise refuse(where, f"a {kind}, neither text nor number; quote it to make it text")
+                raise refuse(
+                    where, f"a {kind}, which is neither text nor a number; quote it to make it text"
+                )
         else:
             if id(value) not in measured:
                 if depth > _MOST_LEVELS:
-                    raise refuse(where, f"more than {_MOST_LEVELS} levels deep, or within itself")
+                    raise refuse(
+                        where, f"nested more than {_MOST_LEVELS} levels deep, or contains itself"
+                    )
                 measured[id(value)] = inside(value, where, depth)
             return measured[id(value)]
         return 1, 1
@@ -137,7 +143,11 @@ def check_tree(tree: Any, origin: str) -> None:
             parts, below = measure(part, name, depth + 1)
             size, levels = size + parts, max(levels, below)
         if size > _MOST_VALUES or levels >= _MOST_LEVELS:
-            raise refuse(where, f"over {_MOST_VALUES} values or {_MOST_LEVELS} levels unfolded")
+            raise refuse(
+                where,
+                f"more than {_MOST_VALUES} values or {_MOST_LEVELS} levels with its aliases "
+                "expanded",
+            )
         return size, levels + 1
 
     measure(tree, "", 0)

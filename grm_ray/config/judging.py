@@ -31,17 +31,24 @@ class Ensemble(Section):
     """
 
     members: Annotated[list[Name], Field(min_length=2)]
+    """Names of two or more models."""
     aggregate: Literal["mean", "min"] = "mean"
+    """The mean or the minimum of the scores of the members."""
     reference: Name | None = None
 
 
 class JudgeWorkers(Workers):
+    """Workers that score answers, each with the reward model loaded."""
+
     count: Count = 2
     cpus: Cpus = 0.5
 
 
 class JudgeScoring(Scoring):
+    """How reward models are run: never what comes out, up to rounding."""
+
     trust_remote_code: bool = False
+    """Whether code that comes with a hub model may run here."""
 
 
 class EvaluateJob(Job):
@@ -54,26 +61,31 @@ class EvaluateJob(Job):
     job: Literal["evaluate"] = "evaluate"
     models: Annotated[dict[Name, PathText], Field(min_length=1)]
     ensembles: dict[Name, Ensemble] = Field(default_factory=dict)
+    """Name -> several of `models` that are judged as one more."""
     sets: Annotated[dict[Name, Source], Field(min_length=1)]
     baseline: Name | None = None
     scoring: JudgeScoring = JudgeScoring()
+    """How reward models are run."""
     workers: JudgeWorkers = JudgeWorkers()
+    """Workers that score answers."""
 
     @model_validator(mode="after")
     def _names_are_there(self) -> EvaluateJob:
         twice = set(self.models) & set(self.ensembles)
         if twice:
-            raise ValueError(f"ensembles: {sorted(twice)} are names of models already")
+            raise ValueError(f"ensembles: {sorted(twice)} are already names of models")
         for name, ensemble in self.ensembles.items():
             unknown = [m for m in ensemble.members if m not in self.models]
             if unknown:
                 raise ValueError(f"ensembles.{name}.members: {unknown} are not in models")
             if len(set(ensemble.members)) != len(ensemble.members):
-                raise ValueError(f"ensembles.{name}.members: a model stands twice")
+                raise ValueError(f"ensembles.{name}.members: a model is listed twice")
             if ensemble.reference is not None and ensemble.reference not in self.sets:
-                raise ValueError(f"ensembles.{name}.reference: no set '{ensemble.reference}'")
+                raise ValueError(
+                    f"ensembles.{name}.reference: there is no set '{ensemble.reference}'"
+                )
         if self.baseline is not None and self.baseline not in {*self.models, *self.ensembles}:
-            raise ValueError(f"baseline: no model '{self.baseline}'")
+            raise ValueError(f"baseline: there is no model '{self.baseline}'")
         return self
 
 
@@ -92,6 +104,7 @@ class StudyJob(Job):
         dict[Name, Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]], Field(min_length=1)
     ]
     sets: Annotated[dict[Name, Source], Field(min_length=1)]
+    """Name -> preference set on which every model is judged."""
     repeat: Name
     ensembles: list[Literal["mean", "min"]] = Field(default_factory=list)
     baseline: Name
@@ -99,19 +112,24 @@ class StudyJob(Job):
     keep_models: bool = False
     """False: a cell's model is deleted once it is judged."""
     scoring: JudgeScoring = JudgeScoring()
+    """How reward models are run."""
     judges: JudgeWorkers = JudgeWorkers()
+    """Workers that score answers."""
 
     @model_validator(mode="after")
     def _factors_are_there(self) -> StudyJob:
         if self.repeat not in self.vary:
-            raise ValueError(f"repeat: no factor '{self.repeat}' in vary")
+            raise ValueError(f"repeat: vary has no factor '{self.repeat}'")
         others = [choice for name in self.vary if name != self.repeat for choice in self.vary[name]]
         if self.baseline not in others:
-            raise ValueError(f"baseline: no choice '{self.baseline}' in vary; there is {others}")
+            raise ValueError(f"baseline: vary has no choice '{self.baseline}'; it has {others}")
         if len(set(others)) != len(others):
-            raise ValueError("vary: two factors have a choice of one name")
+            raise ValueError("vary: two factors have a choice of the same name")
         if self.ensembles and len(self.vary[self.repeat]) < 2:
-            raise ValueError(f"ensembles: vary.{self.repeat} has one choice, an ensemble needs two")
+            raise ValueError(
+                f"ensembles: vary.{self.repeat} has only one choice, but an ensemble needs two or "
+                "more"
+            )
         if reserved := {"name", "runs", "job"} & set(self.base):
             raise ValueError(f"base: {sorted(reserved)} are set by the study")
         return self
@@ -127,17 +145,22 @@ class CurateJob(Job):
 
     job: Literal["curate"] = "curate"
     data: PairSource
+    """The preference pairs to curate."""
     base: dict[str, Any]
+    """Config of the voters: a reward-model config without name, runs, seed and training data."""
     folds: Annotated[int, Field(ge=2)] = 3
     """Parts of the prompts; each pair is judged by models that have not seen its prompt."""
     voters: Positive = 1
     policy: Literal["none", "flip", "soft", "flip_soft", "margin", "flip_margin", "drop"] = "none"
     weakest: Fraction = 0.1
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    """Of policies `soft` and `flip_soft`: probability that the label of a weak pair is wrong."""
     margin_cap: Rate = 3.0
     """Of policies `margin` and `flip_margin`: strengths over their median, up to this."""
     scoring: JudgeScoring = JudgeScoring()
+    """How reward models are run."""
     judges: JudgeWorkers = JudgeWorkers()
+    """Workers that score answers."""
 
     @model_validator(mode="after")
     def _smoothing_smooths(self) -> CurateJob:

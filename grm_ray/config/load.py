@@ -17,8 +17,8 @@ _TOLD = 10  # wrong keys, each in a line; whoever wrote more has misunderstood s
 
 
 _NO_SECRETS = (
-    "configs are copied into run folders and reports: put it into a file of its own with mode 600 "
-    "(rule http: token_file), or into the environment"
+    "configs are copied into run folders and reports: put it in a file of its own with mode 600 "
+    "(rule http: token_file), or in the environment"
 )
 
 
@@ -102,7 +102,7 @@ def _explain(schema: type[BaseModel], item: Any) -> str:
         return message
     given = item.get("input")
     if item["type"] == "model_type" and "path" in _fields_at(schema, item["loc"]):
-        return f"key '{location}': a section is wanted, as {{path: {shown(given)}}}"
+        return f"key '{location}': expected a section, such as {{path: {shown(given)}}}"
     said = "" if isinstance(given, dict | BaseModel) else f" (given: {shown(given)})"
     return f"key '{location}': {message}{said}"
 

@@ -27,7 +27,7 @@ class Labelled(Section):
 
 
 class Proxy(Section):
-    """A reward that the policy is led by.
+    """A reward that the policy is optimised against.
 
     `model`: each repetition has the reward model of its own seed. `ensemble_of`: the reward models
     of all seeds are one reward, joined by `aggregate`, each on a common scale; then repetitions
@@ -48,9 +48,11 @@ class Proxy(Section):
     @model_validator(mode="after")
     def _one_or_all(self) -> Proxy:
         if (self.model is None) == (self.ensemble_of is None):
-            raise ValueError("give model (one a seed) or ensemble_of (all seeds as one), not both")
+            raise ValueError(
+                "give either model (one model per seed) or ensemble_of (all seeds as one ensemble)"
+            )
         if self.model is not None and (self.aggregate.name != "mean" or self.aggregate.parameters):
-            raise ValueError("aggregate: goes with ensemble_of; one score has nothing to aggregate")
+            raise ValueError("aggregate: only for ensemble_of; a single score needs no aggregate")
         return self
 
 
@@ -59,7 +61,7 @@ class OveroptimizationJob(Job):
 
     `true_reward`: a registered program, one's own `module:function`, or a saved reward model (a
     larger one): it labels the pairs, and is what best-of-n and PPO are judged by.
-    `flips`: name -> share of the training pairs whose label is turned round. Which ones is drawn by
+    `flips`: name -> share of the training pairs whose label is flipped. Which ones is drawn by
     `flip_seed`, once for all models; null: by the seed of each training, so that an ensemble's
     members have other wrong labels each and average them out.
     `seeds`: of the reward models' trainings; the first `ppo_seeds` of them are PPO's too.
@@ -76,6 +78,7 @@ class OveroptimizationJob(Job):
     job: Literal["overoptimization"] = "overoptimization"
     true_reward: PathText
     data: Labelled
+    """The pairs to train on and to measure accuracy on."""
     flips: Annotated[dict[Name, Fraction], Field(min_length=1)]
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
     ppo_seeds: Positive = 2
@@ -92,6 +95,7 @@ class OveroptimizationJob(Job):
     scoring: JudgeScoring = JudgeScoring()
     """How a reward model that is the true reward scores the pairs."""
     judges: JudgeWorkers = JudgeWorkers()
+    """Workers that score answers with a true reward that is a reward model."""
 
     def wants(self, noise: str, proxy: str) -> bool:
         """Whether `only` asks for it."""
@@ -103,22 +107,26 @@ class OveroptimizationJob(Job):
         for name, proxy in self.proxies.items():
             if proxy.trained not in self.models:
                 raise ValueError(
-                    f"proxies.{name}: no model '{proxy.trained}'; there is {list(self.models)}"
+                    f"proxies.{name}: models has no '{proxy.trained}'; it has {list(self.models)}"
                 )
         for pattern in self.only or []:
             names = [f"{noise}/{proxy}" for noise in self.flips for proxy in self.proxies]
             if not fnmatch.filter(names, pattern):
-                raise ValueError(f"only: '{pattern}' is none of {names}")
+                raise ValueError(f"only: '{pattern}' matches none of {names}")
         if self.baseline not in self.proxies:
-            raise ValueError(f"baseline: no proxy '{self.baseline}'; there is {list(self.proxies)}")
+            raise ValueError(
+                f"baseline: proxies has no '{self.baseline}'; it has {list(self.proxies)}"
+            )
         return self
 
     @model_validator(mode="after")
     def _seeds_suffice(self) -> OveroptimizationJob:
         if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError("seeds: one stands twice, and would be one training")
+            raise ValueError("seeds: a seed is listed twice, and both would be the same training")
         if self.ppo_seeds > len(self.seeds):
-            raise ValueError(f"ppo_seeds: {self.ppo_seeds}, but there are {len(self.seeds)} seeds")
+            raise ValueError(
+                f"ppo_seeds: {self.ppo_seeds} is more than the {len(self.seeds)} seeds"
+            )
         ensembles = [n for n, proxy in self.proxies.items() if proxy.ensemble_of is not None]
         if ensembles and len(self.seeds) < 2:
             raise ValueError(f"proxies.{ensembles[0]}: an ensemble needs two seeds or more")
@@ -150,7 +158,7 @@ class OveroptimizationJob(Job):
             if proxy.aggregate.name == "conjunction" and self.best_of_n is not None:
                 raise ValueError(
                     f"proxies.{name}.aggregate: conjunction compares with references, which "
-                    "best-of-n has not; set best_of_n: null"
+                    "best-of-n does not have; set best_of_n: null"
                 )
         if self.best_of_n is None and self.ppo is None:
             raise ValueError("give best_of_n, ppo, or both")

@@ -29,17 +29,24 @@ class Kl(Section):
     """
 
     coefficient: Annotated[float, Field(ge=0)] = 0.05
+    """Weight of the KL penalty (beta); with `target` the one at the start."""
     place: Literal["reward", "loss"] | None = None
     estimator: Literal["k1", "k2", "k3", "sqrt_chi_squared"] = "k1"
     target: Rate | None = None
+    """KL in nats per answer that the adaptive controller aims at (Ziegler et al. 2019); null:
+    fixed."""
     horizon: Positive = 1000
+    """Answers over which a full error of the KL moves the coefficient by a fifth."""
     reference: PathText | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     @model_validator(mode="after")
     def _one_reference(self) -> Kl:
         if self.ema is not None and self.reference is not None:
-            raise ValueError("ema follows the policy, and reference is another model: set one")
+            raise ValueError(
+                "ema makes the reference follow the policy, while reference names another model: "
+                "set only one of them"
+            )
         return self
 
     @model_validator(mode="after")
@@ -51,9 +58,13 @@ class Kl(Section):
     @model_validator(mode="after")
     def _no_key_is_set_in_vain(self) -> Kl:
         if self.target is None and self.horizon != type(self).model_fields["horizon"].default:
-            raise ValueError("horizon: without target the coefficient stays, and nothing adapts")
+            raise ValueError(
+                "horizon: without target the coefficient is constant, and horizon is not used"
+            )
         if self.ema is not None and self.coefficient == 0:
-            raise ValueError("ema: with coefficient 0 nothing is kept near the reference")
+            raise ValueError(
+                "ema: with coefficient 0 there is no KL penalty, and the reference is not used"
+            )
         return self
 
     @model_validator(mode="after")
@@ -74,6 +85,7 @@ class Ppo(Section):
     """
 
     steps: Positive = 20
+    """Steps of the run; each samples new answers and learns from them."""
     epochs: Annotated[int, Field(gt=0, le=10_000)] = 1
     """Passes over a step's rows."""
     minibatches: Positive = 1
@@ -92,6 +104,7 @@ class Ppo(Section):
     """Weighs what older weights wrote by pi_old / pi_engine, up to importance_cap: by one weight a
     token or one a row. null: a token where rollout.staleness is above 0, else none."""
     importance_cap: Annotated[float, Field(ge=1)] = 2.0
+    """Upper bound of the importance weights (truncated importance sampling)."""
     old_logprobs: Literal["learner", "engine"] = "learner"
     """Whose log-probs are those before the update. `engine` spares the learner a forward pass of
     the policy; they differ by rounding, which `engine_gap` shows. A critic needs the pass
@@ -104,15 +117,21 @@ class Ppo(Section):
     entropy_coefficient: Annotated[float, Field(ge=0)] = 0.0
     """Units of reward a nat of entropy, over the whole vocabulary."""
     value_clip: Rate = 0.2
+    """PPO's clipping range of the value function, in units of reward."""
     value_coefficient: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the critic's loss beside the policy's."""
     critic_warmup: NonNegative = 0
     """Steps at the start in which the critic alone learns; the backbone stays as it is."""
     gamma: Fraction = 1.0
+    """Discount factor per token."""
     lam: Fraction = 0.95
+    """Lambda of GAE (Schulman et al. 2016)."""
     whiten_advantages: bool | None = None
     """null: true for gae and the two reinforce_pp."""
     kl: Kl = Kl()
+    """KL penalty that keeps the policy near the reference."""
     optimizer: Optimizer = Optimizer()
+    """Optimizer of policy and critic."""
 
     @property
     def penalty_place(self) -> str:
@@ -127,19 +146,20 @@ class Ppo(Section):
             unread.append("gamma")
         for key in unread:
             if getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key}: estimator {self.estimator} has no use for it")
+                raise ValueError(f"{key}: estimator {self.estimator} does not use it")
         return self
 
     @model_validator(mode="after")
     def _a_pass_can_be_spared(self) -> Ppo:
         if self.old_logprobs == "engine" and self.estimator == "gae":
             raise ValueError(
-                "old_logprobs: engine spares no pass with estimator gae, whose values need it"
+                "old_logprobs: engine saves no forward pass with estimator gae, which needs "
+                "that pass for its values"
             )
         if self.old_logprobs == "engine" and self.importance not in (None, "none"):
             raise ValueError(
-                "importance: with old_logprobs: engine there is nothing to weigh, as old and "
-                "engine's log-probs are the same"
+                "importance: with old_logprobs: engine there is nothing to correct, as the old "
+                "log-probs are those of the engine"
             )
         return self
 
@@ -156,14 +176,15 @@ class Ppo(Section):
         if self.critic_warmup and self.estimator != "gae":
             raise ValueError(f"critic_warmup: estimator {self.estimator} has no critic")
         if self.critic_warmup and not self.value_coefficient:
-            raise ValueError("critic_warmup: value_coefficient 0 leaves it nothing to learn")
+            raise ValueError("critic_warmup: with value_coefficient 0 the critic does not learn")
         if self.critic_warmup >= self.steps:
             raise ValueError(
-                f"critic_warmup: {self.critic_warmup} of {self.steps} steps leave the policy none"
+                f"critic_warmup: {self.critic_warmup} of {self.steps} steps leave no step to "
+                "train the policy"
             )
         if self.critic_warmup and self.optimizer.weight_decay:
             raise ValueError(
-                "critic_warmup: optimizer.weight_decay would change the policy meanwhile; set it "
-                "to 0"
+                "critic_warmup: optimizer.weight_decay would change the policy during the "
+                "warm-up; set it to 0"
             )
         return self

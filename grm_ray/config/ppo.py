@@ -28,7 +28,10 @@ from grm_ray.config.schema import (
 
 
 class PromptData(Section):
+    """Prompts that the policy learns from, and held-out ones."""
+
     train: Source
+    """Where training prompts are read from."""
     eval: Source | None = None
     """Held-out prompts: the first evaluation.prompts of the file, whatever `shuffle` says. null:
     taken from train."""
@@ -45,6 +48,7 @@ class Engine(Section):
     """vLLM engine options; see vLLM's own documentation for their meaning."""
 
     max_num_seqs: Positive = 32
+    """Answers that one engine generates at a time."""
     enforce_eager: bool = True
     """False: vLLM compiles, which takes a while at each start."""
     kv_cache_gb: Rate = 1.0
@@ -52,14 +56,22 @@ class Engine(Section):
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     """On a GPU: the share of its memory that is vLLM's."""
     tensor_parallel_size: Positive = 1
+    """Number of GPUs that one engine is split over."""
 
 
 class Rollout(Section):
+    """How answers are sampled."""
+
     prompts_per_step: Positive = 16
+    """Prompts of one step."""
     samples_per_prompt: Positive = 2
+    """Answers to each prompt (the group size of GRPO and RLOO)."""
     max_new_tokens: Positive = 64
+    """Longest answer, in tokens."""
     temperature: Temperature = 1.0
+    """Of the softmax that tokens are sampled from; log-probs are of that distribution too."""
     top_p: Fraction = 1.0
+    """Share of nucleus sampling; must be 1."""
     rows_per_batch: Positive = 4
     """Answers that a rollout worker collects before it sends them on to be scored."""
     staleness: NonNegative = 0
@@ -69,12 +81,13 @@ class Rollout(Section):
     """How new weights reach the engines: through the machine's shared memory, with a checksum; from
     GPU to GPU; or within the one GPU that learner and engine share."""
     engine: Engine = Engine()
+    """vLLM engine of each rollout worker."""
 
     @field_validator("top_p")
     @classmethod
     def _sampled_and_learned_law_are_one(cls, top_p: float) -> float:
         if top_p != 1.0:
-            raise ValueError("must be 1: the learner's log-probs are those of the whole vocabulary")
+            raise ValueError("must be 1: the learner's log-probs are over the whole vocabulary")
         return top_p
 
 
@@ -89,7 +102,9 @@ class Evaluation(Section):
     """
 
     every: NonNegative = 0
+    """Steps between evaluations; 0: only before and after."""
     prompts: Positive = 48
+    """Number of held-out prompts."""
     greedy: bool = False
     kl: bool = False
     canaries: Source | None = None
@@ -127,6 +142,8 @@ class PpoCheckpoint(Checkpoint):
 
 
 class RolloutWorkers(Workers):
+    """Workers that generate answers, one vLLM engine each."""
+
     threads: Positive = 2
 
 
@@ -138,6 +155,8 @@ class ScorerWorkers(Workers):
 
 
 class LearnerWorkers(Workers):
+    """Training ranks of policy and critic."""
+
     threads: Positive = 2
 
 
@@ -147,8 +166,11 @@ class PpoWorkers(Section):
     """
 
     rollout: RolloutWorkers = RolloutWorkers()
+    """Workers that generate answers."""
     scorer: ScorerWorkers = ScorerWorkers()
+    """Workers that score answers by the reward models and the true reward."""
     learner: LearnerWorkers = LearnerWorkers()
+    """Training ranks of policy and critic."""
     share_devices: bool = False
 
     @model_validator(mode="after")
@@ -157,8 +179,8 @@ class PpoWorkers(Section):
             return self
         if not (self.rollout.gpus and self.learner.gpus):
             raise ValueError(
-                "share_devices: rollout.gpus and learner.gpus must be above 0; CPUs are shared as "
-                "they are"
+                "share_devices: rollout.gpus and learner.gpus must be above 0; CPUs are shared "
+                "without this key"
             )
         if self.rollout.count != self.learner.count or self.rollout.gpus + self.learner.gpus > 1:
             raise ValueError(
@@ -169,17 +191,29 @@ class PpoWorkers(Section):
 
 
 class PpoJob(Job):
+    """PPO of a policy against reward models."""
+
     job: Literal["ppo"] = "ppo"
     policy: Model
+    """The model that is trained."""
     value_head: Head = Head()
+    """Head of the critic, on the hidden states of the policy."""
     reward: Reward
+    """What the policy is rewarded for."""
     data: PromptData
+    """Which prompts are answered."""
     rollout: Rollout = Rollout()
+    """How answers are sampled."""
     ppo: Ppo = Ppo()
+    """How the policy learns from them."""
     evaluation: Evaluation = Evaluation()
+    """Evaluations on held-out prompts."""
     guard: Guard | None = None
+    """Alarm against over-optimisation; null: none."""
     workers: PpoWorkers = PpoWorkers()
+    """Workers of each role."""
     checkpoint: PpoCheckpoint = PpoCheckpoint()
+    """Resumable state, and which policy is saved."""
 
     @model_validator(mode="after")
     def _a_policy_learns_and_a_critic_has_one_value(self) -> PpoJob:
@@ -200,8 +234,8 @@ class PpoJob(Job):
         cap = type(ppo).model_fields["importance_cap"].default
         if weighed == "none" and ppo.importance_cap != cap:
             raise ValueError(
-                "ppo.importance_cap: nothing is weighed by importance, which is for "
-                "rollout.staleness above 0, or set ppo.importance"
+                "ppo.importance_cap: it has an effect only with rollout.staleness above 0 or with "
+                "ppo.importance; leave it out"
             )
         return self
 
@@ -211,41 +245,45 @@ class PpoJob(Job):
         each = workers.learner.gpus, workers.rollout.gpus
         if kind == "nccl" and not workers.share_devices and all(each) and min(each) < 1:
             raise ValueError(
-                "rollout.weight_transfer: nccl needs whole GPUs: two ends on one cannot talk; give "
-                "learner and rollout gpus of 1 or more, or use shared_memory"
+                "rollout.weight_transfer: nccl needs whole GPUs, because it cannot connect two "
+                "workers on the same GPU; give learner and rollout gpus of 1 or more, or use "
+                "shared_memory"
             )
         if kind != "shared_memory" and not all(each):
             raise ValueError(
-                f"rollout.weight_transfer: {kind} goes from GPU to GPU, so workers.learner.gpus "
-                "and workers.rollout.gpus must be above 0; else it is shared_memory"
+                f"rollout.weight_transfer: {kind} copies from GPU to GPU, so workers.learner.gpus "
+                "and workers.rollout.gpus must be above 0; otherwise use shared_memory"
             )
         if kind == "ipc" and not (workers.share_devices and workers.learner.count == 1):
             raise ValueError(
-                "rollout.weight_transfer: ipc is within one GPU: workers.share_devices: true with "
-                "one learner and one rollout worker"
+                "rollout.weight_transfer: ipc works within one GPU: it needs "
+                "workers.share_devices: true with one learner and one rollout worker"
             )
         if kind == "nccl" and workers.share_devices:
             raise ValueError(
-                "rollout.weight_transfer: nccl cannot have two ends on one GPU, as "
-                "workers.share_devices has: use ipc or shared_memory"
+                "rollout.weight_transfer: nccl cannot connect two workers on the same GPU, as "
+                "with workers.share_devices: use ipc or shared_memory"
             )
         engine = self.rollout.engine
         if workers.share_devices and engine.tensor_parallel_size > 1:
-            raise ValueError("workers.share_devices: an engine on a part of a GPU has one rank")
+            raise ValueError(
+                "workers.share_devices: an engine on a part of a GPU cannot have more than one rank"
+            )
         if workers.share_devices and engine.gpu_memory_utilization > workers.rollout.gpus:
             raise ValueError(
-                f"workers.share_devices: rollout.engine.gpu_memory_utilization is at most "
+                "workers.share_devices: rollout.engine.gpu_memory_utilization must be at most "
                 f"workers.rollout.gpus ({workers.rollout.gpus:g}), not "
                 f"{engine.gpu_memory_utilization:g}"
             )
         if workers.share_devices and self.ppo.optimizer.offload != "none":
             raise ValueError(
                 "workers.share_devices: it moves the optimizer to host memory and back; "
-                "ppo.optimizer.offload keeps it there: leave one out"
+                "ppo.optimizer.offload keeps it there: set only one of them"
             )
         if workers.share_devices and self.rollout.staleness:
             raise ValueError(
-                "workers.share_devices: engines sleep during an update, so rollout.staleness is 0"
+                "workers.share_devices: engines sleep during an update, so rollout.staleness "
+                "must be 0"
             )
         return self
 
@@ -253,8 +291,8 @@ class PpoJob(Job):
     def _older_weights_are_told_from_the_newest(self) -> PpoJob:
         if self.ppo.old_logprobs == "engine" and self.rollout.staleness:
             raise ValueError(
-                "ppo.old_logprobs: engine goes with rollout.staleness 0 only: importance weighs "
-                "the learner's log-probs by those of the older weights that wrote a row"
+                "ppo.old_logprobs: engine needs rollout.staleness 0: importance weights compare "
+                "the learner's log-probs with those of the older weights that wrote a row"
             )
         return self
 
@@ -265,7 +303,7 @@ class PpoJob(Job):
         ):
             raise ValueError(
                 f"rollout.samples_per_prompt: ppo.estimator {self.ppo.estimator} compares the "
-                "answers to a prompt and needs 2 or more"
+                "answers to a prompt, so that it needs 2 or more"
             )
         return self
 
@@ -285,7 +323,10 @@ class PpoJob(Job):
         if best is None:
             return self
         if not self.evaluation.every:
-            raise ValueError("checkpoint.best_by: evaluation.every: 0 leaves one policy to choose")
+            raise ValueError(
+                "checkpoint.best_by: with evaluation.every: 0 there is nothing to choose the best "
+                "policy by"
+            )
         if best.startswith("greedy") and not self.evaluation.greedy:
             raise ValueError(f"checkpoint.best_by: {best} needs evaluation.greedy: true")
         if best.endswith("true_reward") and self.reward.true_reward is None:
@@ -298,23 +339,26 @@ class PpoJob(Job):
         if guard is None:
             return self
         if not self.evaluation.every:
-            raise ValueError("guard: evaluation.every: 0 gives it nothing to watch")
+            raise ValueError("guard: with evaluation.every: 0 there is nothing to watch")
         if guard.by == "true_reward" and self.reward.true_reward is None:
             raise ValueError("guard.by: true_reward needs reward.true_reward")
         if guard.by == "canary" and self.evaluation.canaries is None:
             raise ValueError("guard.by: canary needs evaluation.canaries")
         if guard.by == "disagreement" and self.reward.aggregate.name == "conjunction":
-            raise ValueError("guard.by: members of a conjunction have no scale to disagree on")
+            raise ValueError(
+                "guard.by: members of a conjunction have no common scale, so that their "
+                "disagreement cannot be measured"
+            )
         if guard.patience * self.evaluation.every > self.ppo.steps:
             raise ValueError(
                 f"guard.patience: {guard.patience} evaluations, {self.evaluation.every} steps "
-                f"apart, do not come in {self.ppo.steps} steps"
+                f"apart, do not fit into {self.ppo.steps} steps"
             )
         best = self.checkpoint.best_by or "none"
         if guard.action == "roll_back" and not best.endswith("true_reward"):
             raise ValueError(
-                f"guard.action: roll_back needs checkpoint.best_by: true_reward, not {best}: the "
-                "policy that fools the reward has the best of it"
+                f"guard.action: roll_back needs checkpoint.best_by: true_reward, not {best}: by "
+                "the reward, a policy that fools it looks best"
             )
         kl = self.ppo.kl
         if guard.action == "lower" and (kl.target is not None or not kl.coefficient):
@@ -323,7 +367,7 @@ class PpoJob(Job):
                 "without target"
             )
         if guard.action != "lower" and "factor" in guard.model_fields_set and guard.factor != 2.0:
-            raise ValueError(f"guard.factor: action {guard.action} has no use for it")
+            raise ValueError(f"guard.factor: action {guard.action} does not use it")
         return self
 
     @model_validator(mode="after")
@@ -331,7 +375,7 @@ class PpoJob(Job):
         rows = self.rollout.prompts_per_step * self.rollout.samples_per_prompt
         if rows < self.ppo.minibatches:
             raise ValueError(
-                f"ppo.minibatches: {self.ppo.minibatches} need as many rows a step; "
-                f"rollout.prompts_per_step x samples_per_prompt is {rows}"
+                f"ppo.minibatches: {self.ppo.minibatches} need at least as many rows per step, "
+                f"and rollout.prompts_per_step x samples_per_prompt is {rows}"
             )
         return self

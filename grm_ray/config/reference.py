@@ -24,8 +24,8 @@ _BOUNDS = {
     annotated_types.Le: ("le", "up to {}"),
 }
 _NAMES = """
-Names, each with the parameters that may stand beside it. One's own package.module:function may
-stand in place of each.
+Names that the keys above accept, each with the parameters that can be given beside it. Your own
+package.module:function can be used in place of any of them.
 """
 
 
@@ -104,7 +104,7 @@ def _nested(
 
 def _comment(section: type[BaseModel]) -> Iterable[str]:
     """What a section and those that it is made from say of themselves."""
-    own = [s for s in section.__mro__ if issubclass(s, Section)]
+    own = [s for s in section.__mro__ if issubclass(s, Section) and s is not Section]
     return (line for s in reversed(own) for line in _lines(s.__dict__.get("__doc__")))
 
 

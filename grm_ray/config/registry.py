@@ -118,7 +118,7 @@ def resolve(kind: str, name: str, key: str = "") -> Callable[..., Any]:
             f"{kind} '{name}': cannot import {module}:{function} ({type(error).__name__}: {error})"
         ) from None
     if not callable(found):
-        raise ConfigError(f"{kind} '{name}': {module}:{function} is no function")
+        raise ConfigError(f"{kind} '{name}': {module}:{function} is not a function")
     return found
 
 
@@ -150,7 +150,7 @@ def check_parameters(
             hint = f"did you mean '{near[0]}'?" if near else f"it has: {', '.join(takes) or 'none'}"
             raise ConfigError(f"{where}: no parameter '{name}'; {hint}")
         if isinstance(value, bool) and _is_number(known[name]):
-            raise ConfigError(f"{where}: {name}: a number is wanted, not true or false")
+            raise ConfigError(f"{where}: {name}: expected a number, got true/false")
     needed = [name for name in takes if known[name].default is inspect.Parameter.empty]
     lacking = [name for name in needed if name not in given]
     if lacking:

@@ -40,6 +40,7 @@ class PreferenceLoss(Section):
     centering: Annotated[float, Field(ge=0)] = 0.0
     score_l2: Annotated[float, Field(ge=0)] = 0.0
     normalize_by: Literal["pairs", "margins"] = "pairs"
+    """What the sum of the preference losses is divided by."""
     missing_margin: float | None = None
     """What a pair without a margin gets, for losses that need one; null: it is left out."""
     regularizer: str | None = "sft"
@@ -65,6 +66,7 @@ class PairData(Section):
     """This share of the training prompts is held out where there is no `eval`; else it is not
     used."""
     max_length: Positive = 512
+    """Longest prompt with answer, in tokens."""
     truncation: Literal["left", "right", "drop"] = "left"
     """Of what is longer: the prompt's head goes, the answer's tail, or the pair."""
 
@@ -90,15 +92,21 @@ class PairData(Section):
 
 
 class RewardTraining(Section):
+    """How long and how the reward model is trained."""
+
     epochs: Annotated[float, Field(gt=0, le=10_000)] = 1
     """May be a part of one."""
     pairs_per_step: Positive = 16
+    """Pairs of one optimizer step, over all ranks (global batch size)."""
     eval_every: NonNegative = 20
     """Evaluations before training, every so many steps and at the end; 0: at the end only."""
     optimizer: Optimizer = Optimizer()
+    """Optimizer of the reward model."""
 
 
 class TrainerWorkers(Workers):
+    """Training ranks."""
+
     count: Count = 2
 
 
@@ -111,17 +119,26 @@ class RewardCheckpoint(Checkpoint):
 
 
 class RewardModelJob(Job):
+    """Training of a reward model on preference pairs or graded answers."""
+
     job: Literal["rm"] = "rm"
     model: Model
+    """The backbone to start from."""
     head: Head = Head()
+    """Head that maps hidden states to scores."""
     new_head: bool = False
     """Where `model.path` is a reward model, training goes on with its head; true: with a new
     one."""
     loss: PreferenceLoss = PreferenceLoss()
+    """What is minimised."""
     data: PairData
+    """Training and evaluation pairs."""
     training: RewardTraining = RewardTraining()
+    """Length of the training, and the optimizer."""
     workers: TrainerWorkers = TrainerWorkers()
+    """Training ranks."""
     checkpoint: RewardCheckpoint = RewardCheckpoint()
+    """Resumable state, and which model is saved."""
 
     @model_validator(mode="after")
     def _best_by_a_set_that_is_there(self) -> RewardModelJob:
@@ -134,7 +151,9 @@ class RewardModelJob(Job):
     @model_validator(mode="after")
     def _a_frozen_backbone_is_not_regularized(self) -> RewardModelJob:
         if self.model.frozen and self.loss.alpha:
-            raise ValueError("model.frozen: true needs loss.alpha: 0: no hidden state moves")
+            raise ValueError(
+                "model.frozen: true needs loss.alpha: 0, because hidden states do not change"
+            )
         if self.model.frozen and self.training.optimizer.zero_stage == 3:
             raise ValueError("model.frozen: true needs training.optimizer.zero_stage: 2 or less")
         return self
@@ -143,14 +162,19 @@ class RewardModelJob(Job):
     def _attributes_are_regressed(self) -> RewardModelJob:
         loss, regression = self.loss, self.loss.preference == "regression"
         if regression != bool(self.head.attributes):
-            raise ValueError("loss.preference: regression and head.attributes come together")
+            raise ValueError(
+                "loss.preference: regression needs head.attributes, and head.attributes needs "
+                "regression"
+            )
         if regression and (loss.alpha or loss.centering or loss.score_l2 or loss.label_smoothing):
             raise ValueError(
-                "loss.preference: regression is on single answers: set alpha, centering, score_l2 "
-                "and label_smoothing to 0"
+                "loss.preference: regression learns from single answers: set alpha, centering, "
+                "score_l2 and label_smoothing to 0"
             )
         if regression and any(s.flip or s.max_characters for s in self.data.train):
             raise ValueError("data.train: flip and max_characters are for pairs, not regression")
         if regression and not self.data.eval:
-            raise ValueError("data.eval: regression needs evaluation pairs of its own")
+            raise ValueError(
+                "data.eval: regression needs evaluation pairs here, as its training data has none"
+            )
         return self

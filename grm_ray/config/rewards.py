@@ -20,7 +20,7 @@ class Overlong(Section):
 def _finite(parameters: dict[str, Any]) -> None:
     for name, value in parameters.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name}: {value} is no number to reckon with")
+            raise ValueError(f"{name}: {value} is not a finite number")
 
 
 class Named(Section):
@@ -29,6 +29,7 @@ class Named(Section):
     model_config = ConfigDict(extra="allow", validate_assignment=True, allow_inf_nan=False)
 
     name: str
+    """The registered name."""
 
     @model_validator(mode="before")
     @classmethod
@@ -55,6 +56,7 @@ class RewardStage(Section):
     model_config = ConfigDict(extra="allow", validate_assignment=True, allow_inf_nan=False)
 
     stage: str
+    """The registered name of the stage."""
     rule: Named | None = None
 
     @model_validator(mode="before")
@@ -65,7 +67,9 @@ class RewardStage(Section):
     @model_validator(mode="after")
     def _a_rule_where_one_is_asked_for(self) -> RewardStage:
         if (self.rule is not None) != (self.stage in ("rule", "factor")):
-            raise ValueError("stages rule and factor have a rule, others have none")
+            raise ValueError(
+                "stages rule and factor need the key rule, other stages must not have it"
+            )
         _finite(self.parameters)
         return self
 
@@ -95,12 +99,18 @@ class Reward(Section):
     references: Annotated[int, Field(ge=1, le=256)] | None = None
     stages: list[RewardStage] | None = None
     dtype: Dtype = "auto"
+    """Number format of weights and activations; auto: bfloat16 where the hardware supports it."""
     normalize: Literal["none", "first_batch", "running"] = "first_batch"
+    """Scale to mean 0 and deviation 1 of the first batch, or of all batches so far."""
     clip: Rate | None = 5.0
+    """Largest absolute value of the normalized reward; null: no bound."""
     missing_eos_penalty: Annotated[float, Field(ge=0)] = 0.0
+    """Subtracted from the reward of an answer that ran into the length limit."""
     overlong: Overlong | None = None
+    """Penalty on answers near the length limit; null: none."""
     true_reward: PathText | None = None
     tokens_per_micro_batch: Positive = 2048
+    """Tokens of one forward pass, rows packed without padding: sets the memory."""
 
     @property
     def models(self) -> dict[str, str]:
@@ -113,7 +123,7 @@ class Reward(Section):
     @classmethod
     def _several_are_two(cls, members: dict[str, str]) -> dict[str, str]:
         if len(members) == 1:
-            raise ValueError("one reward model is reward.path; members are 2 or more")
+            raise ValueError("give 2 or more members; a single reward model belongs in reward.path")
         if len(set(members.values())) < len(members):
             raise ValueError("two members are the same folder: they would never disagree")
         return members
@@ -121,7 +131,7 @@ class Reward(Section):
     @model_validator(mode="after")
     def _one_or_several(self) -> Reward:
         if (self.path is None) == (not self.members):
-            raise ValueError("give path (one reward model) or members (several), one of the two")
+            raise ValueError("give path (one reward model) or members (several), not both")
         return self
 
     @model_validator(mode="after")
@@ -132,7 +142,7 @@ class Reward(Section):
             # Written out again from a resolved config, a key has its default.
             default = type(self).model_fields[key].default
             if key in self.model_fields_set and getattr(self, key) != default:
-                raise ValueError(f"{key}: with stages it is a stage of its own; leave it out")
+                raise ValueError(f"{key}: with stages, give it as one of them; leave this key out")
         return self
 
     @property

@@ -1,6 +1,7 @@
 """The sections that jobs share: one pydantic model each, unknown keys refused.
 
-Each job has its own file beside: `reward_model`, `ppo`, `best_of_n`, `judging`.
+Each job has its own file beside: `reward_model`, `ppo` (with `policy` and `rewards`), `best_of_n`,
+`judging` (evaluate, study, curate), `overoptimization`, `serve`.
 
 Sizes are in tokens unless a name says otherwise; rates are per optimizer step; memory in GiB.
 """
@@ -60,6 +61,8 @@ PathText = Annotated[str, AfterValidator(_a_path)]
 
 
 class Section(BaseModel):
+    """A part of a config: no unknown keys, no numbers that are not finite."""
+
     model_config = ConfigDict(
         extra="forbid",
         validate_assignment=True,
@@ -73,7 +76,7 @@ class Section(BaseModel):
         if info.field_name is not None and _holds_truth(given):
             kinds = set(_kinds(cls.model_fields[info.field_name].annotation))
             if kinds & {int, float} and not kinds & {bool, Any}:
-                raise ValueError("a number is wanted, not true or false")
+                raise ValueError("expected a number, got true/false")
         return given
 
 
@@ -99,12 +102,16 @@ class Lora(Section):
     """Low-rank adapters (PEFT). `null` in place of this section trains all weights."""
 
     rank: Positive = 16
+    """Rank r of the adapter matrices."""
     alpha: Positive = 32
+    """LoRA scaling: an adapter counts alpha / rank times."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Dropout probability at the input of the adapters."""
     targets: list[str] = Field(
         default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         min_length=1,
     )
+    """Names of the linear layers that get adapters."""
     last_layers: Positive | None = None
     """Adapters in the last so many layers only: the backward pass ends there. null: in all."""
 
@@ -113,10 +120,13 @@ class Head(Section):
     """Scalar head on the last hidden state: one linear map, or one hidden ReLU layer."""
 
     kind: Literal["linear", "mlp"] = "linear"
+    """One linear map, or an MLP with one hidden layer."""
     hidden: Positive = 1024
+    """Width of the hidden layer of an MLP."""
     bias: bool = False
     """Of a linear head: transformers' sequence classification has none. An MLP has its biases."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout probability at the input of the head."""
     attributes: list[str] = []
     """Several outputs, one an attribute (HelpSteer2): the names of the label columns, and what each
     adds to the one score that pairs are compared by. None: one output, which is the score."""
@@ -129,16 +139,20 @@ class Head(Section):
     @model_validator(mode="after")
     def _members_score_and_attributes_describe(self) -> Head:
         if self.members > 1 and self.attributes:
-            raise ValueError("members: each is a score; attributes have one together")
+            raise ValueError(
+                "members: each member gives one score, so that they cannot be combined with "
+                "attributes"
+            )
         return self
 
     @model_validator(mode="after")
     def _one_weight_an_attribute(self) -> Head:
         if len(set(self.attributes)) != len(self.attributes):
-            raise ValueError("attributes: each name once")
+            raise ValueError("attributes: a name is listed twice")
         if len(self.weights) != len(self.attributes):
             raise ValueError(
-                f"weights: {len(self.weights)} for {len(self.attributes)} attributes; give one each"
+                f"weights: {len(self.weights)} for {len(self.attributes)} attributes; give "
+                "one per attribute"
             )
         return self
 
@@ -148,7 +162,9 @@ class Model(Section):
 
     path: PathText
     dtype: Dtype = "auto"
+    """Number format of weights and activations; auto: bfloat16 where the hardware supports it."""
     lora: Lora | None = None
+    """Low-rank adapters; null: all weights are trained."""
     frozen: bool = False
     """Only the head learns, on the hidden states of the model as it is."""
     gradient_checkpointing: bool = False
@@ -159,7 +175,7 @@ class Model(Section):
     @model_validator(mode="after")
     def _frozen_has_nothing_to_adapt(self) -> Model:
         if self.frozen and (self.lora is not None or self.gradient_checkpointing):
-            raise ValueError("frozen: true leaves nothing for lora or gradient_checkpointing")
+            raise ValueError("frozen: true cannot be combined with lora or gradient_checkpointing")
         return self
 
 
@@ -200,6 +216,7 @@ class Source(Section):
     split: str = "train"
     """Of a hub data set, or of rows with a column `split`."""
     subset: str | None = None
+    """Configuration of a hub data set; null: its default one."""
     where: dict[str, Any] = {}
     """Only the rows whose columns have these values."""
     max_characters: Positive | None = None
@@ -217,13 +234,15 @@ class Source(Section):
     def _where_names_plain_values(cls, where: dict[str, Any]) -> dict[str, Any]:
         odd = [name for name, value in where.items() if not isinstance(value, str | int | float)]
         if odd:
-            raise ValueError(f"{', '.join(odd)}: a value is a text, a number, true or false")
+            raise ValueError(f"{', '.join(odd)}: a value must be text, a number, true or false")
         return where
 
     @model_validator(mode="after")
     def _columns_have_their_format(self) -> Source:
         if (self.format == "columns") != bool(self.columns):
-            raise ValueError("format: columns and the key columns come together")
+            raise ValueError(
+                "format: columns needs the key columns, and the key columns needs format: columns"
+            )
         if self.format == "columns" and not {"chosen", "rejected"} <= set(self.columns):
             raise ValueError("columns: needs at least chosen and rejected")
         return self
@@ -237,7 +256,7 @@ def of_prompts(source: Source | None, *unread: str) -> Source | None:
     """
     for key in ("pairs_per_prompt", *unread):
         if source is not None and getattr(source, key) != Source.model_fields[key].default:
-            raise ValueError(f"{key}: a source of prompts has no use for it here; leave it out")
+            raise ValueError(f"{key}: a source of prompts does not use it here; leave it out")
     return source
 
 
@@ -253,7 +272,9 @@ class PairSource(Source):
 
 
 class Workers(Section):
-    """One role's worker actors. `threads` is set apart from `cpus`: two cores can hold them all."""
+    """Worker actors of one role. `count`: how many. `cpus` and `gpus`: what Ray reserves for each;
+    gpus may be a part of one. `threads`: CPU threads of each, whatever `cpus` is.
+    """
 
     count: Count = 1
     cpus: Cpus = 0.5
@@ -264,9 +285,11 @@ class Workers(Section):
     @classmethod
     def _a_part_of_one_gpu_or_whole_ones(cls, gpus: float) -> float:
         if gpus > 1 and gpus != int(gpus):
-            raise ValueError(f"a part of one GPU (0.5) or whole ones (2), not {gpus:g}")
+            raise ValueError(f"must be a part of one GPU (0.5) or whole GPUs (2), not {gpus:g}")
         if 0 < gpus < LEAST_SHARE:
-            raise ValueError(f"0, or {LEAST_SHARE:g} and more: Ray knows no smaller part of a GPU")
+            raise ValueError(
+                f"must be 0, or {LEAST_SHARE:g} or more: Ray cannot assign a smaller part of a GPU"
+            )
         return gpus
 
 
@@ -274,15 +297,22 @@ class Optimizer(Section):
     """AdamW under DeepSpeed ZeRO, cosine schedule with linear warm-up."""
 
     learning_rate: Rate = 1e-5
+    """Highest learning rate, reached after the warm-up."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.95)
+    """Decay rates of the first and second moments (Adam)."""
     eps: Rate = 1e-8
+    """Added to the root of the second moment (Adam epsilon)."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay (AdamW)."""
     warmup_ratio: Fraction = 0.03
     """Share of all updates in which the learning rate rises."""
     minimum_ratio: Fraction = 0.0
     """The learning rate ends at this share of its highest."""
     max_grad_norm: Rate = 1.0
+    """Gradients are clipped to this global L2 norm."""
     zero_stage: Literal[0, 1, 2, 3] = 2
+    """What ZeRO splits over ranks: 1 optimizer state, 2 gradients too, 3 weights too; 0:
+    nothing."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """What ZeRO keeps in the host's memory; "all" (weights too) needs stage 3."""
     tokens_per_micro_batch: Positive = 2048
@@ -307,13 +337,18 @@ class Scoring(Section):
     """How reward models are run: never what comes out, up to rounding."""
 
     dtype: Dtype = "auto"
+    """Number format of weights and activations; auto: bfloat16 where the hardware supports it."""
     tokens_per_micro_batch: Positive = 2048
+    """Tokens of one forward pass, rows packed without padding: sets the memory."""
 
 
 class Job(Section):
+    """`job`: which kind of job this is; may be left out."""
+
     name: Name
     """The run goes to the folder `runs`/`name`."""
     runs: PathText = "runs"
+    """Folder in which the folders of runs lie."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of whatever is drawn: order, samples, dropout, what a new head begins with."""
     timeout_s: Positive = 1800

@@ -25,7 +25,7 @@ def find(raw: Any, where: str = "") -> Iterator[tuple[str, str]]:
             name = f"{where}.{key}" if where else str(key)
             told = isinstance(value, str | int) and not isinstance(value, bool) and value
             if told and _names_one(str(key)):
-                yield name, "a secret by its name"
+                yield name, "looks like a secret by its name"
             else:
                 yield from find(value, name)
     elif isinstance(raw, list | tuple):
@@ -33,7 +33,7 @@ def find(raw: Any, where: str = "") -> Iterator[tuple[str, str]]:
             yield from find(value, f"{where}[{number}]")
     elif isinstance(raw, str):
         if has_secret(raw):
-            yield where, "an address with a name, password or token in it"
+            yield where, "contains an address with a name, password or token"
 
 
 def _names_one(key: str) -> bool:

@@ -31,7 +31,10 @@ class Limits(Section):
     @model_validator(mode="after")
     def _one_request_may_wait(self) -> Limits:
         if self.waiting_rows < self.rows or self.waiting_bytes < self.bytes:
-            raise ValueError("waiting_rows and waiting_bytes: less than one request may have")
+            raise ValueError(
+                "waiting_rows and waiting_bytes: must be at least rows and bytes, the limits of "
+                "one request"
+            )
         return self
 
 
@@ -53,20 +56,25 @@ class ServeJob(Job):
     reference: PairSource | None = None
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, lt=65536)] = 8700
+    """TCP port; 0: any free one."""
     limits: Limits = Limits()
+    """What one client may ask for."""
     rows_per_batch: Positive = 64
     dtype: Dtype = "auto"
+    """Number format of weights and activations; auto: bfloat16 where the hardware supports it."""
     tokens_per_micro_batch: Positive = 2048
     trust_remote_code: bool = False
+    """Whether code that comes with a hub model may run here."""
     workers: JudgeWorkers = JudgeWorkers()
+    """Workers that score answers."""
 
     @model_validator(mode="after")
     def _several_have_a_scale(self) -> ServeJob:
         if (len(self.models) > 1) != (self.reference is not None):
             raise ValueError(
-                "reference: preference pairs on which several models are brought to one scale; "
-                "goes with two models or more, and only with them"
+                "reference: needed with two or more models (preference pairs that bring their "
+                "scores to one scale), and not allowed with one"
             )
         if len(self.models) == 1 and (self.aggregate.name != "mean" or self.aggregate.parameters):
-            raise ValueError("aggregate: one score has nothing to aggregate; give several models")
+            raise ValueError("aggregate: a single model needs no aggregate; give several models")
         return self

@@ -57,20 +57,22 @@ class ScoringContract:
     def __post_init__(self) -> None:
         if self.version not in range(1, VERSION + 1):
             raise ValueError(
-                f"version {self.version!r} is not known here (1 to {VERSION} are); "
-                "a newer grm_ray wrote it"
+                f"version {self.version!r} is not known to this grm_ray (1 to {VERSION} are); it "
+                "was written by a newer one"
             )
         if self.truncation not in TRUNCATIONS:
-            raise ValueError(f"truncation is one of {TRUNCATIONS}, not {self.truncation!r}")
+            raise ValueError(f"truncation must be one of {TRUNCATIONS}, not {self.truncation!r}")
         if self.layout not in LAYOUTS:
-            raise ValueError(f"layout is one of {LAYOUTS}, not {self.layout!r}")
+            raise ValueError(f"layout must be one of {LAYOUTS}, not {self.layout!r}")
         if not _is_count(self.max_length) or self.max_length < 1:
-            raise ValueError(f"max_length is a number of tokens above 0, not {self.max_length!r}")
+            raise ValueError(
+                f"max_length must be a number of tokens above 0, not {self.max_length!r}"
+            )
         closes = self.terminal_token_id
         if (closes is None) != (self.layout == "template") or not _is_count(closes or 0):
             raise ValueError(
-                "terminal_token_id is a token id in layout 'answer' and null in layout 'template', "
-                f"not {closes!r}"
+                "terminal_token_id must be a token id in layout 'answer' and null in layout "
+                f"'template', not {closes!r}"
             )
 
     @classmethod
@@ -82,7 +84,7 @@ class ScoringContract:
         """
         hashes = _hashes(tokenizer)
         if tokenizer.eos_token_id is None:
-            raise ValueError(f"tokenizer {_name(tokenizer)} has no eos token to close answers with")
+            raise ValueError(f"tokenizer {_name(tokenizer)} has no eos token to end answers with")
         return cls(
             **hashes,
             terminal_token_id=int(tokenizer.eos_token_id),
@@ -128,7 +130,7 @@ class ScoringContract:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise ValueError(
-                f"{folder} has no {FILE}: it is no reward model saved by this project"
+                f"{folder} has no {FILE}: it is not a reward model saved by grm_ray"
             ) from None
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a scoring contract ({error})") from None
@@ -194,8 +196,8 @@ class ScoringContract:
         shared = min(min(common_prefix(opened, whole), len(whole) - 1) for whole in wholes)
         if shared < 1:
             raise ValueError(
-                f"the chat template of {_name(tokenizer)} does not begin a conversation as it "
-                "begins its prompt: prompt and answer cannot be told apart"
+                f"the chat template of {_name(tokenizer)} writes the beginning of a conversation "
+                "differently when the answer is added: prompt and answer cannot be separated"
             )
         return wholes[0][:shared], [whole[shared:] for whole in wholes]
 

@@ -39,7 +39,10 @@ def folds(prompt_ids: Sequence[str], k: int, seed: int) -> np.ndarray:
     """
     prompts = sorted(set(prompt_ids), key=lambda name: (_uniform(name.encode(), seed), name))
     if not 2 <= k <= len(prompts):
-        raise ValueError(f"{k} folds of {len(prompts)} prompts: give 2 folds or more, not more")
+        raise ValueError(
+            f"{k} folds for {len(prompts)} prompts: give at least 2 folds, and at most one per "
+            "prompt"
+        )
     fold = {name: place % k for place, name in enumerate(prompts)}
     return np.array([fold[name] for name in prompt_ids])
 
@@ -55,7 +58,7 @@ def strength(d_PM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     d_PM = np.asarray(d_PM, dtype=np.float64)
     if d_PM.ndim != 2 or not d_PM.shape[1] or not np.isfinite(d_PM).all():
-        raise ValueError(f"votes are finite numbers of shape (pairs, voters), not {d_PM.shape}")
+        raise ValueError(f"votes must be finite numbers of shape (pairs, voters), not {d_PM.shape}")
     return d_PM.mean(axis=1), d_PM.std(axis=1)
 
 
@@ -170,7 +173,7 @@ def act(
     if policy in ("flip", "margin", "flip_margin"):
         turned = curated if policy == "margin" else flip_weakest(curated, weakest)
         return turned if policy == "flip" else with_margins(turned, margin_cap)
-    raise ValueError(f"policy: no '{policy}'")
+    raise ValueError(f"policy: '{policy}' is not known")
 
 
 # ------------------------------------------------------------------ inside

@@ -62,7 +62,7 @@ def rows(
                 continue
         yield file, line, row
     if any_row and set(wanted) - known:
-        raise ConfigError(f"{source.path}: where: no row has {named(set(wanted) - known)}")
+        raise ConfigError(f"{source.path}: where: no row has the {named(set(wanted) - known)}")
 
 
 def digest(source: Source, columns: AbstractSet[str] = frozenset({"chosen"})) -> str:
@@ -123,14 +123,14 @@ def _file_rows(source: Source, columns: set[str]) -> Iterator[tuple[str, int, An
             yield str(path), line, row
     if other_splits and not ours:
         raise ConfigError(
-            f"{source.path}: no row of split '{source.split}'; "
-            f"there is {', '.join(sorted(other_splits))}"
+            f"{source.path}: no row of split '{source.split}'; the splits are "
+            f"{', '.join(sorted(other_splits))}"
         )
     if not usable:
         why = f" that can be read (the first: {first_bad})" if first_bad else ""
         raise ConfigError(
             f"{source.path}: needs {named(columns)}; "
-            + (f"found {named(seen)}" if seen else f"it holds no row{why}")
+            + (f"found {named(seen)}" if seen else f"it has no rows{why}")
         )
 
 
@@ -144,13 +144,17 @@ def _local(source: Source, columns: AbstractSet[str]) -> list[Path]:
         return _shards(path, source)
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
-            raise ConfigError(f"data file {source.path}: expected one of {', '.join(SUFFIXES)}")
+            raise ConfigError(
+                f"data file {source.path}: its name must end in one of {', '.join(SUFFIXES)}"
+            )
         return [path]
     if _is_pattern(source.path):
         names = sorted(glob.glob(str(path), recursive=True))
         files = [Path(name) for name in names if name.endswith(SUFFIXES)]
         if not files:
-            raise ConfigError(f"data files {source.path}: no file of {', '.join(SUFFIXES)} matches")
+            raise ConfigError(
+                f"data files {source.path}: no file that ends in {', '.join(SUFFIXES)} matches"
+            )
         return files
     raise ConfigError(f"data file {source.path} does not exist")
 
@@ -170,10 +174,12 @@ def _shards(folder: Path, source: Source) -> list[Path]:
         if path.name.endswith(SUFFIXES) and path.name not in _NOT_ROWS and path.is_file()
     )
     if not files:
-        raise ConfigError(f"data folder {source.path}: holds no file of {', '.join(SUFFIXES)}")
+        raise ConfigError(
+            f"data folder {source.path}: has no file that ends in {', '.join(SUFFIXES)}"
+        )
     described = [path for path in files if path.suffix == ".json"]
     if len(described) < len(files):
-        _refuse_unread(folder, source, described, "files with a row a line or in columns")
+        _refuse_unread(folder, source, described, "files with one row per line or with columns")
     splits = {path: _split_of(path) for path in files}
     named_splits = {
         split
@@ -190,8 +196,8 @@ def _shards(folder: Path, source: Source) -> list[Path]:
     ours = [path for path in files if _same_split(splits[path], source.split)]
     if not ours:
         raise ConfigError(
-            f"data folder {source.path}: no file of split '{source.split}'; "
-            f"there is {', '.join(sorted(named_splits))} (name one, or a pattern)"
+            f"data folder {source.path}: no file of split '{source.split}'; the splits are "
+            f"{', '.join(sorted(named_splits))} (name one of them, or a pattern)"
         )
     return ours
 
@@ -209,7 +215,7 @@ def _refuse_unread(folder: Path, source: Source, unread: list[Path], beside: str
         names = [str(path.relative_to(folder)) for path in unread[:4]]
         more = f" and {len(unread) - 4} more" if len(unread) > 4 else ""
         raise ConfigError(
-            f"data folder {source.path}: {', '.join(names)}{more} would not be read beside "
+            f"data folder {source.path}: {', '.join(names)}{more} would not be read, only the "
             f"{beside}; name the files to read by a pattern, {folder / '*.jsonl'} for example"
         )
 
@@ -273,7 +279,7 @@ def _array_rows(path: Path, file: IO[str]) -> Iterator[tuple[int, Any]]:
             ended = ended or _is_wrong_for_good(error, len(text))
         if end == len(text):  # the element may go on behind what was read
             if ended:
-                raise ConfigError(f"{path}: no JSON array (element {number + 1}: {wrong})")
+                raise ConfigError(f"{path}: not a JSON array (element {number + 1}: {wrong})")
             more = file.read(_CHARACTERS)
             ended, text, at = not more, text[at:] + more, 0
             continue
@@ -314,7 +320,7 @@ def _hub_rows(
         found = datasets.load_dataset(source.path, streaming=True, **how)
     except Exception as error:  # the hub client raises many kinds; all mean "not to be had"
         raise ConfigError(
-            f"data set '{source.path}' is neither a file here nor to be had from the hub: "
+            f"data set '{source.path}' is neither a local file nor available from the hub: "
             f"{_first_line(error)}"
         ) from None
     for line, row in streamed(found, source.path, columns):
@@ -333,7 +339,7 @@ def streamed(found: Iterable[Any], path: str, columns: set[str]) -> Iterator[tup
     try:
         first = next(all_rows, None)
         if first is None:
-            raise ConfigError(f"{path}: it holds no row")
+            raise ConfigError(f"{path}: it has no rows")
         _check_columns(path, columns, first)
         for line, row in enumerate(chain([first], all_rows), start=1):
             yield line, row

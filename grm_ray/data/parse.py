@@ -39,7 +39,7 @@ def contest(row: Any, adapter: Adapter, source: Source) -> Contest:
         raise BadRow("identical answers")
     smoothing = _number(row.get("label_smoothing"), "label_smoothing")
     if smoothing is not None and not 0 <= smoothing <= 1:
-        raise BadRow(f"'label_smoothing' is no chance: {smoothing}")
+        raise BadRow(f"'label_smoothing' is not a probability: {smoothing}")
     return Contest(
         _frozen(prompt),
         chosen,
@@ -91,7 +91,7 @@ def _converted(convert: Callable[[Any], Any], row: Any) -> dict[str, Any]:
     except BadRow:
         raise  # a ValueError too
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise BadRow(f"not of the named format: {error!r}") from None
+        raise BadRow(f"not in the named format: {error!r}") from None
 
 
 def _implicit(chosen: Any, rejected: Any, diverging: bool) -> tuple[list[Message], Answer, Answer]:
@@ -147,7 +147,7 @@ def _messages(value: Any, name: str) -> list[Message]:
 
 def _answers(value: Any, name: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not value:
-        raise BadRow(f"'{name}' is no list of answers")
+        raise BadRow(f"'{name}' is not a list of answers")
     return tuple(_answer(answer, name) for answer in value)
 
 
@@ -187,7 +187,7 @@ def _text(value: Any, name: str) -> str | None:
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    raise BadRow(f"'{name}' is no text: {type(value).__name__}")
+    raise BadRow(f"'{name}' is not text: {type(value).__name__}")
 
 
 def _frozen(messages: list[Message]) -> Turns:

@@ -36,7 +36,7 @@ def number(value: Any, name: str) -> float:
     plain = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
     if plain and value == value and abs(value) <= _LARGEST:
         return float(value)
-    raise BadRow(f"'{name}' is no number: {type(value).__name__}")
+    raise BadRow(f"'{name}' is not a number: {type(value).__name__}")
 
 
 class _Prompted:

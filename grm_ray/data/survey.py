@@ -129,7 +129,7 @@ def read(
         clean = [source.model_copy(update={"flip": 0.0}) for source in data.train]
         read_from = list(zip(clean, plan.held_out, strict=True))
     else:
-        raise ValueError(f"no set '{which}' to read; there is train, {', '.join(plan.sets)}")
+        raise ValueError(f"there is no set '{which}'; the sets are train, {', '.join(plan.sets)}")
     graded = plan.attributes if which not in plan.evals else ()
     first = 0
     for number, (source, rows) in enumerate(read_from):
@@ -230,7 +230,8 @@ def _require(data: PairData, train: list[_Scan], held_out: list[_Scan]) -> None:
                 f"{source.path}: {len(scan.numbers)} training and {held} held-out pairs left; "
                 "both need at least one"
                 if not data.eval
-                else f"{source.path}: no training pair left: the evaluation sets have its prompts"
+                else f"{source.path}: no training pair is left: all their prompts are in the "
+                "evaluation sets too"
             )
 
 

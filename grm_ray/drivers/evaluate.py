@@ -46,7 +46,7 @@ def run(config: EvaluateJob, resume: bool = False) -> Path:
         for model, table in found.items():
             kept[model][name] = table
         if not next(iter(found.values())).num_rows:
-            raise ConfigError(f"sets.{name}: {source.path}: no row got a score")
+            raise ConfigError(f"sets.{name}: {source.path}: no row received a score")
     quarantine.write(folder / "quarantine.jsonl")
     result = {**judge(config, kept), "left_out": quarantine.counts()}
     (folder / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -106,11 +106,13 @@ class Group:
         except ray.exceptions.RayError as error:
             kind = kind_of(error)
             if kind is Failure.LOST_INPUT:
-                raise InputLost(f"rows went with the machine that held them: {error}") from error
+                raise InputLost(
+                    f"rows were lost with the machine that held them: {error}"
+                ) from error
             if kind is not Failure.PROGRAM:
                 raise RankDied(f"a training rank died: {error}") from error
             if self._someone_died():
-                raise RankDied(f"a training rank died, another one says: {error}") from error
+                raise RankDied(f"a training rank died, another one reported: {error}") from error
             raise RankFailed(f"a training rank failed: {error}") from error
 
     def _someone_died(self) -> bool:

@@ -42,5 +42,5 @@ def keep_going(
             furthest = max(furthest, step())
             if deaths >= MOST:
                 raise
-            say(f"{str(error).splitlines()[0]}; a new group goes on from the last checkpoint")
+            say(f"{str(error).splitlines()[0]}; a new group continues from the last checkpoint")
             died = True

@@ -78,7 +78,7 @@ def check(reward: Reward, longest: int, members: int) -> None:
         ConfigError: as `build`, or what a stage says of its parameters.
     """
     if members == 1 and (reward.aggregate.name != "mean" or reward.aggregate.parameters):
-        raise ConfigError("reward.aggregate: one score has nothing to aggregate; give members")
+        raise ConfigError("reward.aggregate: a single score needs no aggregate; give members")
     compared, named = references(reward, members), rules_of(reward)
     for described, rule in zip(named, rules.resolve(named), strict=True):
         # A service is not asked, only its parameters are looked at.
@@ -88,7 +88,7 @@ def check(reward: Reward, longest: int, members: int) -> None:
             if ":" in name:  # in a run an answer that it fails on is left out; here it is not odd
                 registry.resolve("rule", name)(tried[0][0], tried[1][0])
             if not np.isfinite(rules.values([rule], *tried)).all():
-                raise ValueError("it gives no number to a plain answer")
+                raise ValueError("it returns no number for a plain answer")
         except Exception as error:  # one's own function may raise anything
             raise ConfigError(f"reward.stages: rule {described['name']}: {error}") from None
     rng = np.random.default_rng(0)
@@ -123,26 +123,26 @@ def references(reward: Reward, members: int) -> int:
         rescaled = [s for s in others if s in RESCALING or s in comparing[:-1]]
         if rescaled:
             raise ConfigError(
-                f"reward.stages: {comparing[-1]} compares with the references' own scores, and "
-                f"after {rescaled[0]} the reward is on another scale; put {comparing[-1]} first"
+                f"reward.stages: {comparing[-1]} compares with the references' own scores, but "
+                f"{rescaled[0]} puts the reward on another scale; put {comparing[-1]} before it"
             )
     if comparing and reward.aggregate.name == CONJUNCTION:
         raise ConfigError(
-            f"reward.stages: {comparing[0]} compares with references, as the conjunction has done "
-            "already; leave it out"
+            f"reward.stages: {comparing[0]} compares with references, which the conjunction "
+            "already does; leave it out"
         )
     alone = [s.stage for _, s in asking if s.stage == "lsc"]
     if reward.aggregate.name == CONJUNCTION:
         alone = [CONJUNCTION]
     if alone and (reward.references or 1) < 2:
         raise ConfigError(
-            f"reward.references: {alone[0]} takes a quantile of them: 2 or more, better 8"
+            f"reward.references: {alone[0]} takes a quantile of them: give 2 or more, preferably 8"
         )
     needed = bool(comparing) or members > 1
     if reward.references is not None and not needed:
         raise ConfigError(
             "reward.references: no stage compares with them (par, lsc, centred and centred_tanh "
-            "do), and one reward model needs no common scale; leave it out"
+            "do), and a single reward model needs no common scale; leave it out"
         )
     return (reward.references or 1) if needed else 0
 

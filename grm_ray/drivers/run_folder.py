@@ -56,7 +56,7 @@ def open_run(config: Job, resume: bool) -> Path:
         hold(folder)
         if resume:
             if not (folder / "config.yaml").is_file():
-                raise ConfigError(f"--resume: {folder} holds no run; start it without --resume")
+                raise ConfigError(f"--resume: {folder} contains no run; start it without --resume")
         elif folder.exists() and any(folder.iterdir()):
             folder.rename(_aside(folder))
         for part in ("samples", "logs"):
@@ -71,7 +71,7 @@ def claim(config: Job) -> None:
     """Keep the run's folder for this process, before anything is read or started for it.
 
     Raises:
-        ConfigError: another process works in it, or the place for runs cannot be written to, or is
+        ConfigError: another process is using it, or the place for runs cannot be written to, or is
             full.
     """
     runs = Path(config.runs).expanduser()
@@ -89,7 +89,7 @@ def hold(folder: Path) -> None:
     """Keep `folder` for this process until it ends: two runs of one name would mix their files.
 
     Raises:
-        ConfigError: another process works in it.
+        ConfigError: another process is using it.
     """
     folder = folder.resolve()
     if folder in _HELD:
@@ -100,7 +100,7 @@ def hold(folder: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise ConfigError(f"run folder {folder}: another process works in it") from None
+        raise ConfigError(f"run folder {folder}: another process is using it") from None
     _HELD[folder] = lock  # closed, and so let go of, when the process ends
 
 
@@ -121,7 +121,7 @@ def check_same_run(saved: dict, config: BaseModel) -> None:
     if differing:
         raise ConfigError(
             "--resume would continue another run: " + "; ".join(differing) + ". "
-            "Restore these keys, or start a run under another name."
+            "Restore these keys, or start a run with another name."
         )
 
 
@@ -141,7 +141,7 @@ def saved_state(
     saved = snapshots.latest()
     if saved is None:
         raise ConfigError(
-            f"--resume: {Path(config.runs).expanduser() / config.name} holds no checkpoint "
+            f"--resume: {Path(config.runs).expanduser() / config.name} contains no checkpoint "
             f"(checkpoint.every: {config.checkpoint.every}); start it without --resume"
         )
     check_identity(saved, identity)
@@ -158,7 +158,7 @@ def check_identity(saved: tuple[Path, dict], identity: dict[str, str]) -> None:
     for what, mine in identity.items():
         if saved[1]["identity"].get(what) != mine:
             raise ConfigError(
-                f"--resume: {saved[0]} was made with another {what} than the config's"
+                f"--resume: {saved[0]} was made with a different {what} from that of the config"
             )
 
 

@@ -101,7 +101,9 @@ def _was_here(config: ServeJob) -> bool:
         return False
     job = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("job")
     if job != config.job:
-        raise ConfigError(f"name: {file.parent} is the folder of a run ({job}); take another name")
+        raise ConfigError(
+            f"name: {file.parent} is the folder of a run ({job}); choose another name"
+        )
     return True
 
 
@@ -162,7 +164,9 @@ def reference_rows(source: PairSource, seed: int) -> pa.Table:
             said = as_messages((*contest.prompt, *turns[:-1]))
             rows.append({"messages": json.dumps(said), "prompt": None, "response": turns[-1][1]})
     if len(rows) < 2:
-        raise ConfigError(f"reference: {source.path}: no two answers to measure the models on")
+        raise ConfigError(
+            f"reference: {source.path}: needs two or more answers to measure the models on"
+        )
     return pa.Table.from_pylist(rows, ASKED)
 
 
@@ -187,7 +191,8 @@ def _token(folder: Path) -> str:
     token = token.strip()
     if len(token) < 16 or not token.isascii():
         raise ConfigError(
-            f"{where}: a token has 16 ASCII characters or more; remove it for a new one"
+            f"{where}: a token must have at least 16 ASCII characters; remove it, and a new "
+            "one is made"
         )
     return token
 
@@ -220,7 +225,7 @@ def _serve(
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if isinstance(service.failed, Exception):
-        raise RuntimeError(f"the scorers are gone: {service.failed}")
+        raise RuntimeError(f"no scorer is left: {service.failed}")
 
 
 class _Server(uvicorn.Server):
@@ -258,8 +263,8 @@ async def _until_over(
     print(f"serving on http://{host}:{port}, token in {where}", flush=True)
     if config.host not in _LOCAL:
         print(
-            f"warning: {config.host} can be reached from other machines, in plain HTTP: put a "
-            "proxy with TLS before it",
+            f"warning: {config.host} can be reached from other machines, over plain HTTP: put a "
+            "TLS proxy in front of it",
             flush=True,
         )
     while not task.done():

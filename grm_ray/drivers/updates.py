@@ -32,19 +32,19 @@ class Updates:
         if tokens < self._budget:
             self._budget = int(tokens)
             lines.append(
-                f"step {step}: out of memory; micro-batches have {tokens:.0f} tokens from here on "
+                f"step {step}: out of memory; micro-batches have {tokens:.0f} tokens from now on "
                 f"({self._key}.tokens_per_micro_batch)"
             )
         skipped, in_a_row = metrics.get("skipped_updates"), metrics.pop("skipped_in_a_row", 0)
         if in_a_row >= MOST_SKIPPED:
             raise RunStopped(
-                f"step {step}: loss or gradient were no number in the last {in_a_row:.0f} updates; "
-                f"none changed a weight. Lower {self._key}.learning_rate or .max_grad_norm, "
-                "or look for what is special in the data of this step"
+                f"step {step}: loss or gradient was not finite in the last {in_a_row:.0f} "
+                f"updates, and no weight was changed; lower {self._key}.learning_rate or "
+                ".max_grad_norm, or look for unusual rows in the data of this step"
             )
         if skipped:
             lines.append(
-                f"warning: step {step}: loss or gradient were no number in {skipped:.0f} of the "
-                "step's updates, which changed no weight"
+                f"warning: step {step}: loss or gradient was not finite in {skipped:.0f} of the "
+                "step's updates, which were skipped"
             )
         return lines

@@ -39,7 +39,7 @@ def resolve(path: str) -> str:
             f"model folder {path} does not exist (write {EMBEDDED} for the embedded model)"
         )
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"model folder {path} has no config.json: it is no Hugging Face model")
+        raise ConfigError(f"model folder {path} has no config.json: it is not a Hugging Face model")
     refuse_pickles(folder)
     return str(folder)
 
@@ -54,7 +54,7 @@ def refuse_pickles(folder: Path) -> None:
     if pickles and not any(folder.glob("*.safetensors")):
         raise ConfigError(
             f"model folder {folder}: its weights are a pickle ({pickles[0]}), which can run any "
-            "code when it is read. Where you trust whoever made it, convert it once: python -c "
+            "code when it is loaded; if you trust its author, convert it once: python -c "
             '"from transformers import AutoModelForCausalLM as M; '
             f"M.from_pretrained('{folder}').save_pretrained('{folder}')\""
         )
@@ -131,8 +131,8 @@ def check_same_vocabulary(path: str, reference: str, model: Model) -> None:
     ]
     if vocabularies[0] != vocabularies[1]:
         raise ConfigError(
-            f"ppo.kl.reference: {reference} has another vocabulary than policy.path: {model.path}; "
-            "a reference must read the policy's tokens"
+            f"ppo.kl.reference: {reference} has a different vocabulary from policy.path: "
+            f"{model.path}; a reference must use the policy's tokens"
         )
 
 
@@ -208,8 +208,8 @@ def _check_weights(
     left = {n for n in set(found["unexpected_keys"]) - set(beside) if not n.endswith("inv_freq")}
     if missing or left:
         raise ConfigError(
-            f"model {path}: the backbone's weights do not fit: missing {sorted(missing)[:5]} (they "
-            f"would start as noise), left over {sorted(left)[:5]}"
+            f"model {path}: the backbone's weights do not fit: missing {sorted(missing)[:5]} "
+            f"(they would be random), unexpected {sorted(left)[:5]}"
         )
 
 
@@ -251,7 +251,8 @@ def apply_lora(lm: nn.Module, lora: Lora) -> nn.Module:
         # The language head's weight is read without calling the layer, and so without its adapter.
         if layer is speaking or not isinstance(layer, nn.Linear | Conv1D):
             raise ConfigError(
-                f"lora.targets: {name} takes no adapter; name linear layers below the language head"
+                f"lora.targets: {name} cannot have an adapter; name linear layers below the "
+                "language head"
             )
     return adapted
 

@@ -54,17 +54,17 @@ def model_card(
         f"---\n{yaml.safe_dump(stated, sort_keys=False)}---",
         f"# {name}",
         f"A reward model trained by grm_ray from `{base_model}`. It scores an answer to a "
-        "conversation. Scores are raw and unbounded; only their differences under one prompt carry "
-        "meaning.",
-        "## How good it is",
+        "conversation. Scores are raw and unbounded; only differences between answers to the "
+        "same prompt are meaningful.",
+        "## Evaluation",
         _table(("evaluation set", "metric", "value", "95 % interval", "rows"), map(_score, scores))
         if scores
         else "It was not evaluated.",
-        "## What it learned from",
+        "## Training data",
         _table(("source", "used for", "rows", "left out"), map(_source, data)),
-        "## What was minimised",
+        "## Loss",
         "\n".join(f"- {key}: {value}" for key, value in losses.items()),
-        "## What it reads",
+        "## Input and score",
         "\n".join(f"- {line}" for line in [*contract_in_words(contract), head_in_words(head)]),
         usage("folder", contract),
     ]
@@ -105,11 +105,14 @@ def contract_in_words(contract: Mapping[str, Any]) -> list[str]:
         )
     else:
         twice = (
-            " The templated text is tokenised with special tokens, so that a BOS comes twice."
+            " The templated text is tokenised with special tokens, so that the BOS token "
+            "occurs twice."
             if contract["special_tokens_twice"]
             else ""
         )
-        tokens = f"The tokens are all that the chat template makes of the conversation.{twice}"
+        tokens = (
+            f"The tokens are those that the chat template makes of the whole conversation.{twice}"
+        )
     cut = {
         "left": "the beginning of the conversation is cut off",
         "right": "the end of the answer is cut off",
@@ -119,7 +122,7 @@ def contract_in_words(contract: Mapping[str, Any]) -> list[str]:
     return [
         tokens,
         "The score is read at the last of them.",
-        f"At most {length} tokens are read; where there are more, {cut}.",
+        f"At most {length} tokens are read; if there are more, {cut}.",
     ]
 
 
@@ -132,8 +135,8 @@ def head_in_words(head: Mapping[str, Any]) -> str:
     )
     if head.get("members", 1) > 1:
         return (
-            f"The head is {form} a member, computed in float32; the score is the mean of "
-            f"{head['members']} members, each trained on pairs of its own drawing."
+            f"The head is {form} per member, computed in float32; the score is the mean of "
+            f"{head['members']} members, each trained on its own bootstrap sample of the pairs."
         )
     if not head.get("attributes"):
         return f"The head is {form}, computed in float32."
@@ -168,8 +171,8 @@ def differing(contract: Mapping[str, Any], differ: Sequence[str]) -> str:
             f"['input_ids'] + [{contract['terminal_token_id']}]"
         )
     return (
-        f"The chat template writes other tokens than this model was trained on for: {kinds}. "
-        f"Build the ids like this: `{how}`."
+        "For these conversations the chat template writes other tokens than the model was "
+        f"trained on: {kinds}. Build the ids like this: `{how}`."
     )
 
 

@@ -127,8 +127,8 @@ def read_reward_model(folder: Path, source: Model, dropout: float | None = None)
     meta = check_reward_model(folder)
     if is_ours(folder) and not is_whole(folder, meta):
         raise ValueError(
-            f"{folder}: weights and scoring contract are not those whose fingerprint {META_FILE} "
-            "holds: the folder was copied in part, or changed; copy it again"
+            f"{folder}: weights and scoring contract do not match the fingerprint in {META_FILE}: "
+            "the folder was changed or not copied completely; copy it again"
         )
     if not is_ours(folder):
         model = foreign.load(folder, source, dropout)
@@ -186,7 +186,10 @@ def _described(folder: Path) -> dict[str, Any]:
     try:
         meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
         if meta.get("format", FORMAT) != FORMAT:
-            raise ValueError(f"format {meta['format']} is not known here; a newer grm_ray wrote it")
+            raise ValueError(
+                f"format {meta['format']} is not known to this grm_ray; it was written by a newer "
+                "one"
+            )
         Head(**meta["head"])
         return {
             "head": meta["head"],
@@ -232,7 +235,8 @@ def local_folder(path: str | Path) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         said = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"reward model {path}: no such folder here, and the model hub does not give it ({said})"
+            f"reward model {path}: no such local folder, and the model hub did not provide it "
+            f"({said})"
         ) from None
 
 

@@ -65,9 +65,9 @@ PROBES: dict[str, list[Message]] = {
 def unfit(head: Head) -> str | None:
     """Why a head cannot be a `score.weight` of one row; None: it can."""
     if head.kind != "linear":
-        return "its head is an MLP, and a sequence classifier has one linear map"
+        return "its head is an MLP, but a sequence classifier has a single linear map"
     if head.bias:
-        return "its head has a bias, and transformers' sequence classification has none"
+        return "its head has a bias, but transformers' sequence classification has none"
     return None
 
 
@@ -258,7 +258,7 @@ def _classifier_weights(model: RewardModel, config: Any) -> dict[str, torch.Tens
             weights[name] = weight
     if set(weights) != wanted:
         raise ValueError(
-            f"{config.architectures[0]} needs weights that this model has not: "
+            f"{config.architectures[0]} needs weights that this model does not have: "
             f"{sorted(wanted - set(weights))}"
         )
     linear = model.head.layers[0]

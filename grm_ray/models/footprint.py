@@ -81,7 +81,7 @@ def build(path: str | Path, model: Model, dtype: torch.dtype) -> nn.Module:
     """The language model of a folder (or of a hub id in the local cache), without data.
 
     Raises:
-        Unknown: there is no config to be read offline, or transformers cannot build it.
+        Unknown: there is its config cannot be read offline, or transformers cannot build it.
         ConfigError: `lora.targets` does not fit it.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -90,7 +90,9 @@ def build(path: str | Path, model: Model, dtype: torch.dtype) -> nn.Module:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust, local_files_only=True)
     except Exception as error:  # noqa: BLE001 - a hub id that is not here ends in many kinds
-        raise Unknown(f"{path}: no config to be read offline ({type(error).__name__})") from None
+        raise Unknown(
+            f"{path}: its config cannot be read offline ({type(error).__name__})"
+        ) from None
     try:
         with torch.device("meta"):
             lm = AutoModelForCausalLM.from_config(
@@ -230,7 +232,9 @@ def _counted(module: nn.Module, forward: Any, tokens: int) -> Pass:
                 sum(x.sum() for x in said).backward()
     except Exception as error:  # noqa: BLE001 - an architecture may look at values, of which are none
         said = " ".join(str(error).split())[:160]
-        raise Unknown(f"what a pass takes depends on what the model reads ({said})") from None
+        raise Unknown(
+            f"the memory of a pass depends on the values that the model reads ({said})"
+        ) from None
     finally:
         module.zero_grad(set_to_none=True)
     return Pass(tokens, alive.peak, flops.get_total_flops(), ahead)

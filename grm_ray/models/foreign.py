@@ -58,16 +58,16 @@ def describe(folder: Path) -> Layout:
     elif "score.weight" in shapes:
         layout = _classifier(folder, shapes)
     else:
-        held = f"; it holds {sorted(shapes)}" if shapes else ""
+        held = f"; it contains {sorted(shapes)}" if shapes else ""
         raise ValueError(
-            f"{folder} holds no reward head that is known here: no grm_ray.json, no "
+            f"{folder} contains no reward head that grm_ray can read: no grm_ray.json, no "
             f"v_head.summary.* and no score.weight{held}"
         )
     missing, left = set(layout.tensors) - set(shapes), set(shapes) - set(layout.tensors)
     if missing or left:
         raise ValueError(
-            f"{folder}: the weights of its {layout.head.kind} reward head do not fit: "
-            f"missing {sorted(missing)}, left over {sorted(left)}"
+            f"{folder}: the weights of its {layout.head.kind} reward head do not fit: missing "
+            f"{sorted(missing)}, unexpected {sorted(left)}"
         )
     return layout
 
@@ -127,8 +127,8 @@ def fill_head(head: ScalarHead, tensors: dict[str, torch.Tensor], origin: str) -
         missing, left = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
         other = sorted(n for n in set(found) & set(wanted) if found[n] != wanted[n])
         raise ValueError(
-            f"{origin}: the reward head's tensors do not fit: missing {missing}, left over {left}, "
-            f"of another shape {[f'{n} {found[n]}, not {wanted[n]}' for n in other]}"
+            f"{origin}: the reward head's tensors do not fit: missing {missing}, unexpected "
+            f"{left}, of a different shape {[f'{n} {found[n]}, not {wanted[n]}' for n in other]}"
         )
     head.load_state_dict(tensors)
 
@@ -253,7 +253,9 @@ def _authors(folder: Path, config: dict[str, Any], shapes: dict[str, list[int]])
 def _classifier(folder: Path, shapes: dict[str, list[int]]) -> Layout:
     labels = shapes["score.weight"][0]
     if labels != 1:
-        raise ValueError(f"{folder}: a classifier of {labels} labels is no reward model; 1 is")
+        raise ValueError(
+            f"{folder}: a classifier with {labels} labels is not a reward model, which has 1"
+        )
     tensors = {"score.weight": "layers.0.weight"}
     bias = "score.bias" in shapes
     if bias:

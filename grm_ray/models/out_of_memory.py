@@ -45,4 +45,4 @@ def fitting(read: Callable[[int], T], budget: int, longest: int) -> tuple[T, int
                 raise
         release()
         budget //= 2
-        logger.warning("out of memory: passes of %d tokens from here on", budget)
+        logger.warning("out of memory: passes of %d tokens from now on", budget)

@@ -14,7 +14,7 @@ from grm_ray.models.backbone import hidden_states
 # What rounding may change of hidden states and of logits, as a share of their norm. Of SmolLM2's 30
 # layers it changes 2e-6 and 4e-6 in fp32, 0.02 and 0.05 in bf16; deeper models more.
 IN_FP32, IN_BF16 = (1e-3, 1e-3), (0.1, 0.2)
-NO_PLUG = "its attention is not transformers' pluggable one"
+NO_PLUG = "its attention cannot be replaced through transformers"
 
 
 def difference(lm: nn.Module) -> str | None:
@@ -58,7 +58,10 @@ def _difference(lm: nn.Module) -> str | None:
     for (start, end), group in zip(packed.answers, groups, strict=True):
         alone = hidden_states(lm, pack([group]))[start - end :]
         if not _close(together[start:end], alone, of_hidden):
-            return f"answers that share their prompt get other hidden states than alone ({NO_PLUG})"
+            return (
+                "answers that share their prompt get different hidden states from those of the "
+                f"same answers alone ({NO_PLUG})"
+            )
     _, before, _ = packed.answer_tokens([len(groups) - 1])
     head = lm.get_output_embeddings()
     here = F.linear(together[before], head.weight, head.bias)

@@ -125,7 +125,7 @@ class RewardReader:
                 at += [group[i] for i in same]
         found = self._fitting(rows, lambda n: score_rows(self.model, rows, n, self._device))
         if not np.isfinite(found).all():
-            raise ValueError(f"reward model {self._folder} gives scores that are no numbers")
+            raise ValueError(f"reward model {self._folder} gives scores that are not finite")
         scores[at] = found
         return scores
 

@@ -111,8 +111,8 @@ def check_same_head(folder: Path, head: Head) -> None:
         unset = Head().model_dump()
         given = {k: v for k, v in saved.model_dump(exclude={"dropout"}).items() if v != unset[k]}
         raise ValueError(
-            f"{folder} is a reward model with another head than the config's; write head: "
-            f"{given or 'nothing (the default)'}, or new_head: true to begin with a new one"
+            f"{folder} is a reward model with a different head from that of the config; set head: "
+            f"{given or 'nothing (the default)'}, or new_head: true to start with a new one"
         )
 
 

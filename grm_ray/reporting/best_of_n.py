@@ -20,29 +20,29 @@ _ORACLE = "the true reward itself"
 # Colours of proxies; the last one is the oracle's.
 _COLORS, _GRAY = 6, 6
 _CURVES = (
-    "Expected over all choices of n of a prompt’s {samples} answers, so that one sample gives "
-    "every n; whiskers are 95 % intervals over prompts. The KL of the best of n is "
-    "log n − (n − 1) / n at most. Diamonds are soft best-of-n, which draws an answer with weight "
+    "Expected values over all choices of n of a prompt’s {samples} answers, so that one sample "
+    "gives every n; whiskers are 95 % intervals over prompts. The KL of the best of n is log n − "
+    "(n − 1) / n at most. Diamonds are soft best-of-n, which draws an answer with weight "
     "exp(score / beta). The gray line chooses by the true reward: no proxy can do better with "
-    "these answers. Where a line turns down while the proxy’s own score goes on rising, the proxy "
-    "is being fooled."
+    "these answers. Where a line turns down while the proxy’s own score still rises, the policy "
+    "exploits errors of the proxy."
 )
 _WORTH = (
-    "Gain: best of {samples} less one answer; where there are several proxies, also less the best "
-    "of {samples} by the first. Peak: the n of the highest mean, with the interval "
-    "of its place over prompts. Since the peak: best of {samples} less the best of that n, found "
-    "on one half of the prompts and measured on the other. Kept: the share of the highest gain "
-    "that the best of {samples} still has. STARC: distance of proxy and true reward as orders of "
-    "the answers to a prompt, 0 for the same, 0.71 for unrelated ones, 1 for opposites."
+    "Gain: best of {samples} minus one answer; with several proxies, also minus the best of "
+    "{samples} by the first one. Peak: the n of the highest mean, with an interval over prompts. "
+    "Since the peak: best of {samples} minus the best of that n, which is found on one half of "
+    "the prompts and measured on the other. Kept: the share of the highest gain that the best of "
+    "{samples} still has. STARC: distance of proxy and true reward as rankings of the answers to "
+    "a prompt: 0 for the same ranking, 0.71 for unrelated ones, 1 for opposite ones."
 )
 _SOFT = (
-    "beta in standard deviations of the proxy’s score among the answers to one prompt. The KL is "
-    "an estimate from {samples} answers and cannot exceed log {samples}: near it, {samples} are "
-    "too few."
+    "beta is in standard deviations of the proxy’s score among the answers to one prompt. The KL "
+    "is an estimate from {samples} answers and cannot exceed log {samples}: near that value, "
+    "{samples} answers are too few."
 )
 _HABITS = (
-    "Means over chosen answers. Lists: share of answers with a line that begins as an item of a "
-    "list. Repetition: share of an answer’s word 4-grams that stood in it before."
+    "Means over chosen answers. Lists: share of answers with a line that begins like a list item. "
+    "Repetition: share of an answer’s word 4-grams that occur earlier in it."
 )
 
 
@@ -72,7 +72,7 @@ def html(result: Result) -> str:
         _habits(result).html(),
         _soft(result).html() if any(p["soft"] for p in result["proxies"].values()) else "",
         _origins(result).html(),
-        f"<footer>Made by grm_ray {__version__} from {RESULT}. Point at a chart to read its "
+        f"<footer>Made by grm_ray {__version__} from {RESULT}. Point at a chart to see its "
         "values.</footer>",
     ]
     return document(f"{result['name']} · grm_ray", parts)
@@ -100,7 +100,9 @@ def _verdicts(result: Result) -> list[str]:
         peak = proxy["peak"]["mean"]
         if 1 < peak < most:
             share = fixed(proxy["kept"]["share"], 0, 100)
-            text += f"It is highest at n = {peak:.0f}; {share} % of the gain there is left."
+            text += (
+                f"It is highest at n = {peak:.0f}; {share} % of that gain is left at n = {most}."
+            )
         found.append(text.strip())
     return found
 
@@ -168,7 +170,7 @@ def _worth(result: Result) -> ReportSection:
         "one answer",
         f"best of {most}",
         "gain",
-        *([f"less {first}’s"] * several),
+        *([f"minus {first}’s"] * several),
         "peak at n",
         "since the peak",
         "kept",
@@ -231,7 +233,7 @@ def _origins(result: Result) -> ReportSection:
         ["true reward", result["true_reward"]],
         *([name, proxy["path"]] for name, proxy in result["proxies"].items()),
     ]
-    tables = [Table(["what", "where it is"], rows, names=2, prose=True)]
+    tables = [Table(["what", "location"], rows, names=2, prose=True)]
     about = "Every prompt could be used."
     if left_out:
         reasons: list[list[str | Figure]] = [

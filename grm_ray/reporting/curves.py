@@ -19,9 +19,10 @@ _MARKS = {
 }
 _PPO_ABOUT = (
     "The policy is trained on the first; the second only watches, and training never sees it. "
-    "Where the first goes on rising and the second turns down, the reward model is being fooled."
+    "Where the first still rises while the second falls, the policy exploits errors of the reward "
+    "model."
 )
-_RM_ABOUT = "Held-out results carry 95 % intervals; the dotted line is what guessing gets."
+_RM_ABOUT = "Held-out results carry 95 % intervals; the dotted line is the accuracy of guessing."
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def more_charts(run: Run) -> list[Chart]:
         ("policy/entropy", "Entropy of the policy", "nats per token", 2),
         ("policy/clip_fraction", "Share of clipped tokens", "share of tokens", 2),
         ("policy/approx_kl", "KL to the policy that answered", "nats per token", 2),
-        ("engine_gap", "Engine and learner apart", "mean |log-prob gap|, nats", 1),
+        ("engine_gap", "Difference between engine and learner", "mean |log-prob gap|, nats", 1),
         ("reward_std", "Spread of the reward", "standard deviation", 0),
         ("grad_norm", "Gradient norm", "norm", 3),
         ("lr", "Learning rate", "per step", 3),
@@ -212,10 +213,10 @@ def time_section(run: Run) -> str:
         for name, color, seconds in zip(names, colors, totals, strict=True)
     )
     return (
-        '<h2>Where the time went</h2><p class="about">Wall-clock time of each step, by what the '
-        "run was waiting for.</p>"
+        '<h2>Where the time went</h2><p class="about">Wall-clock time of each step, by the phase '
+        "that the run was waiting for.</p>"
         f'<div class="charts"><figure><figcaption><h3>Seconds by phase</h3></figcaption>{svg}'
-        "</figure><figure><table><thead><tr><th>phase</th><th>in all</th>"
-        f'<th class="spare">a step</th><th>share</th><th></th></tr></thead>'
+        "</figure><figure><table><thead><tr><th>phase</th><th>total</th>"
+        f'<th class="spare">per step</th><th>share</th><th></th></tr></thead>'
         f"<tbody>{body}</tbody></table></figure></div>"
     )

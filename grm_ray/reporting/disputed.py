@@ -13,9 +13,9 @@ from grm_ray.reporting.tables import finite
 from grm_ray.reporting.trajectory import Trajectory
 
 ABOUT = (
-    "Each run's newest held-out answers, put in order by the reward and by the true reward: shown "
-    "are those whose places in the two orders lie farthest apart, picked by that rule alone. What "
-    "the reward puts high and the true reward low is what fools the reward model."
+    "Each run's newest held-out answers, ranked by the reward and by the true reward: shown are "
+    "those whose two ranks differ most, selected by that rule only. Answers that the reward ranks "
+    "high and the true reward low exploit errors of the reward model."
 )
 _SHOWN = 3
 
@@ -61,8 +61,8 @@ def _fold(trajectory: Trajectory) -> str:
     count = sum(_scored(row) for row in trajectory.last)
     talks = []
     for row, proxy, gold in found[:_SHOWN]:
-        higher = "Prized by the reward" if proxy < gold else "Prized by the true reward"
-        places = f"place {proxy:g} by reward, {gold:g} by true reward, of {count}"
+        higher = "Ranked high by the reward" if proxy < gold else "Ranked high by the true reward"
+        places = f"rank {proxy:g} by reward, {gold:g} by true reward, of {count}"
         talks.append(
             f'<article class="talk"><h3>{higher} <span>{places}</span></h3>'
             f'<div class="prompt" dir="auto">{clean(row["prompt"])}</div>'

@@ -16,12 +16,12 @@ from grm_ray.reporting.tables import plain, shortened
 RESULT = "evaluation.json"
 _EYEBROW = "Evaluation of reward models"
 _FOOTER = "Made by grm_ray {} from {}.json."
-_POINT = " Point at a chart to read its values."
+_POINT = " Point at a chart to see its values."
 _PICTURE = "evaluation.svg"
 _RELIABILITY = (
     "Share of pairs won over confidence, the sigma of the score difference, in ten bins; bins of "
-    "fewer than ten pairs are left out. On the dotted line confidence is earned; below it a model "
-    "is too sure of itself."
+    "fewer than ten pairs are left out. On the dotted line a model is calibrated; below it, it is "
+    "overconfident."
 )
 
 

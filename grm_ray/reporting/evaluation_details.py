@@ -31,8 +31,8 @@ def benchmarks(result: Result) -> ReportSection | None:
     if not tables:
         return None
     about = (
-        "In %, each part weighted as the benchmark weights it. Where parts are missing the score "
-        "is over the rest, and stands beside no published one."
+        "In %, each part weighted as the benchmark weights it. Where parts are missing, the score "
+        "is over the others and cannot be compared with published ones."
     )
     return ReportSection("Benchmark scores", about, tables)
 
@@ -54,7 +54,7 @@ def several_answers(result: Result) -> ReportSection | None:
         "Strict: the share of contests in which every chosen answer scores higher than every "
         "rejected one. MRR is the mean of 1 / rank of the best chosen answer; 1 is best."
     )
-    head = ["set", "model", "strict, %", "with ties let pass, %", "MRR"]
+    head = ["set", "model", "strict, %", "ties allowed, %", "MRR"]
     return ReportSection("One against many", about, [Table(head, rows, names=2)])
 
 
@@ -94,7 +94,7 @@ def _suite(name: str, suites: dict[str, Result]) -> list[Table]:
     suites = {model: suite for model, suite in suites.items() if "cannot" not in suite}
     if not suites and len({reason for _, reason in cannot}) == 1:
         cannot = [["every model", cannot[0][1]]]
-    tables = [Table(["model", "no score, because"], cannot, title, names=2, prose=True)]
+    tables = [Table(["model", "reason for no score"], cannot, title, names=2, prose=True)]
     return tables[: len(cannot)] + ([_scores(title, suites)] if suites else [])
 
 

@@ -20,11 +20,11 @@ from grm_ray.reporting.tables import NOTHING, Figure, Table, finite, fixed, shor
 _SENTENCES = 4
 _ACCURACY = (
     "Share of contests won, in %, with its 95 % interval: the better answer must score strictly "
-    "higher, so that a tie counts as a failure, and a contest of several answers counts by its "
-    "share of pairs. "
+    "higher, so that a tie counts as a failure; a contest of several answers counts by the share "
+    "of its pairs that are won. "
 )
 _OVER_PROMPTS = (
-    "Intervals are bootstrapped over prompts, since contests of one prompt resemble each other."
+    "Intervals are bootstrapped over prompts, because contests of the same prompt are similar."
 )
 
 
@@ -35,20 +35,25 @@ def coverage(result: Result) -> str:
         return _OVER_PROMPTS
     factor, choices = repeated["factor"], repeated["choices"]
     if len(choices) == 1:
-        return f"{_OVER_PROMPTS} One {factor}: the interval says nothing about training noise."
+        return (
+            f"{_OVER_PROMPTS} There is only one {factor}: the interval does not include training "
+            "noise."
+        )
     text = (
         f"Figures are means over {len(choices)} trainings ({factor}: {', '.join(choices)}). "
-        "Intervals cover both prompts and trainings: what other prompts and other seeds would give."
+        "Intervals cover both prompts and trainings: how the figures would vary with other "
+        "prompts and other seeds."
     )
     if len(choices) == 2:
         text += (
-            " Two trainings say little about how far trainings scatter, so that intervals are wide "
-            "and their width is mostly chance: see each training below."
+            " Two trainings say little about the variance between trainings, so that intervals "
+            "are wide and their width is mostly chance: see each training below."
         )
     if any("members" in described for described in result["models"].values()):
         text += (
-            " An ensemble is made once: its interval covers prompts, that of its difference also "
-            "the trainings of the baseline, and neither its own training noise."
+            " An ensemble exists only once: its interval covers prompts, the interval of its "
+            "difference also the trainings of the baseline; neither covers the training noise of "
+            "the ensemble itself."
         )
     return text
 
@@ -67,7 +72,7 @@ def verdicts(result: Result) -> list[str]:
         if better or worse:
             text = f"{_some(better, len(signs))} and worse on {worse or 'none'}"
         else:
-            text = f"{_some(0, len(signs))}, nor worse: nothing beyond what chance would show"
+            text = f"{_some(0, len(signs))}, and worse on none: no difference beyond chance"
         found.append(
             f"{shortened(model)} is better than {shortened(result['baseline'])} on {text}."
         )
@@ -93,9 +98,9 @@ def accuracy(result: Result) -> ReportSection:
     tests = sum(_tested(result, name, model) for name in sets for model in result["models"])
     if tests:
         about += (
-            f" ▲ better and ▼ worse than {baseline}: the interval of the paired difference leaves "
-            f"out 0. Of {tests} such comparisons about {0.05 * tests:.1f} would carry a sign by "
-            "chance if no model differed."
+            f" ▲ better and ▼ worse than {baseline}: the interval of the paired difference "
+            f"excludes 0. Of {tests} such comparisons about {0.05 * tests:.1f} would be marked by "
+            "chance if all models were equal."
         )
     return ReportSection("Accuracy", about, [Table(["model", *sets], rows, foot=2)])
 
@@ -117,21 +122,20 @@ def differences(result: Result) -> ReportSection | None:
     if not rows:
         return None
     about = (
-        f"Accuracy less that of {result['baseline']} on the same contests, in percentage points, "
-        "with its 95 % interval. “Shows from” is the smallest true gain that a comparison of "
-        f"this size finds in four of five cases, were {_as_here(result)}; {NOTHING} where no gain "
-        "would be found so surely. "
-        "“Disagree” is the share of contests that just one of the two wins, known where a contest "
-        "is a pair."
+        f"Accuracy minus that of {result['baseline']} on the same contests, in percentage points, "
+        "with its 95 % interval. “Detectable from” is the smallest true gain that a comparison "
+        f"of this size detects in four of five cases, if {_as_here(result)}; {NOTHING} where no "
+        "gain is detected that often. “Disagree” is the share of contests that only one of the "
+        "two wins; it is known where a contest is a pair."
     )
-    head = ["set", "model", "difference, points", "shows from", "disagree, %"]
-    return ReportSection("Differences to the baseline", about, [Table(head, rows, names=2)])
+    head = ["set", "model", "difference, points", "detectable from", "disagree, %"]
+    return ReportSection("Differences from the baseline", about, [Table(head, rows, names=2)])
 
 
 def _as_here(result: Result) -> str:
     if len(at(result, "repetitions", "choices") or []) > 1:
-        return "gains to scatter over prompts and trainings as here"
-    return "the models to disagree as often as here and every prompt to count once"
+        return "gains vary over prompts and trainings as they do here"
+    return "the models disagree as often as they do here and every prompt counts once"
 
 
 def repetitions(result: Result) -> ReportSection | None:
@@ -151,8 +155,8 @@ def repetitions(result: Result) -> ReportSection | None:
         lambda found: at(found, "accuracy", "each") is not None,
     )
     about = (
-        "Accuracy of each training in %, and its difference to the baseline's training with the "
-        f"same {result['repetitions']['factor']}, in points."
+        "Accuracy of each training in %, and its difference from the baseline's training with "
+        f"the same {result['repetitions']['factor']}, in points."
     )
     head = ["set", "model", *choices, *(f"difference, {choice}" for choice in choices)]
     return ReportSection("Each training", about, [Table(head, rows, names=2)])
@@ -173,12 +177,12 @@ def biases(result: Result) -> ReportSection:
 
     rows = [row for name in result["sets"] for row in grouped(result, figures(name), only=name)]
     about = (
-        "Correlation: of the ranks of score and length among the answers to one prompt; 0 is "
-        "blind to length. A model without a bias of its own scores the longer answer higher about "
-        "as often as the longer one is chosen in the data. Ties are pairs with one score for both. "
-        "Calibration error (ECE) is how far confidence, sigma of the score difference, lies from "
-        "the share won; 0 is best, and scores on another scale than nats, such as an ensemble’s, "
-        "have none to speak of."
+        "Correlation: rank correlation of score and length among the answers to one prompt; 0 "
+        "means no dependence on length. A model without a length bias of its own scores the "
+        "longer answer higher about as often as the longer one is chosen in the data. Ties are "
+        "pairs whose answers have the same score. Calibration error (ECE) is the distance between "
+        "confidence, the sigma of the score difference, and the share won; 0 is best, and it is "
+        "not meaningful for scores that are not in nats, such as those of an ensemble."
     )
     head = [
         "set",
@@ -200,9 +204,9 @@ def origins(result: Result) -> ReportSection:
         for name, s in result["sets"].items()
     ]
     tables = [
-        Table(["model", "where it is"], models, "Models", names=2, prose=True),
+        Table(["model", "location"], models, "Models", names=2, prose=True),
         Table(
-            ["set", "format", "where it is", "contests / prompts"],
+            ["set", "format", "location", "contests / prompts"],
             sets,
             "Sets",
             names=3,
@@ -223,7 +227,7 @@ def origins(result: Result) -> ReportSection:
         if seen.get("in_training_files"):
             about += (
                 f" The prompts of {seen['in_training_files']:,} of {seen['contests']:,} contests "
-                f"of {name} stand in the training files too."
+                f"of {name} are also in the training files."
             )
     return ReportSection("Models and data", about, tables)
 
@@ -260,4 +264,6 @@ def _what(described: Result, result: Result) -> str:
         return str(described.get("path", NOTHING))
     reference = described.get("reference") or next(iter(result["sets"]))
     members = ", ".join(described["members"])
-    return f"{described.get('aggregate')} of {members}, each brought to one scale on {reference}"
+    return (
+        f"{described.get('aggregate')} of {members}, each brought to the same scale on {reference}"
+    )

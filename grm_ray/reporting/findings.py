@@ -79,8 +79,8 @@ def verdict(found: Sequence[tuple[Trajectory, Findings]]) -> str:
         return ""
     names = fooled[0] if len(fooled) == 1 else f"{', '.join(fooled[:-1])} and {fooled[-1]}"
     return (
-        f"In {names} the true reward fell after its peak, by an interval that leaves 0 out, while "
-        "the reward rose: a sign of over-optimisation."
+        f"In {names} the true reward fell after its peak (the interval excludes 0) while the "
+        "reward rose: a sign of over-optimisation."
     )
 
 

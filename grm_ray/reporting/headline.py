@@ -56,16 +56,16 @@ def _ppo_verdict(pairs: BeforeAfter | None) -> str:
         if proxy is None:
             return ""
         text = f"On {_prompts(proxy[2])} the reward model's score {_moved(proxy)}."
-        return text + " No true reward was watched, so that nothing shows whether answers improved."
+        return text + " No true reward was measured, so it is unknown whether answers improved."
     text = f"On {_prompts(true[2])} the true reward {_moved(true)}."
     if proxy is not None and proxy[2].low > 0 and not true[2].low > 0:
-        text += " The reward model's score rose all the same: a sign of over-optimisation."
+        text += " The reward model's score rose nevertheless: a sign of over-optimisation."
     return text
 
 
 def _moved(found: tuple[float, float, Interval]) -> str:
     before, after, gain = found
-    way = "moved by no more than chance would move it"
+    way = "changed by no more than chance would explain"
     if gain.low > 0:
         way = "rose"
     elif gain.high < 0:
@@ -83,7 +83,7 @@ def _rm_verdict(run: Run) -> str:
     if bounds is None:
         return f"{text}."
     text += f" ({_LEVEL} {_percent(bounds[0])} to {_percent(bounds[1])})."
-    return text if bounds[0] > 0.5 else f"{text} That is not told apart from chance."
+    return text if bounds[0] > 0.5 else f"{text} That is not clearly better than chance."
 
 
 def _ppo_cards(run: Run, pairs: BeforeAfter | None) -> list[Card]:

@@ -17,10 +17,9 @@ from grm_ray.study.overoptimization import Fit
 
 D_LABEL = "d = √KL to the policy at the start"
 ABOUT = (
-    "How far the policy has gone from where it began, and what each reward says of it there: held-"
-    "out prompts, bands are 95 % intervals over prompts. The dotted curve is the fit with the "
-    "logarithm. A reward that goes on rising while the true reward turns down is being "
-    "over-optimised."
+    "Reward and true reward over the distance of the policy from its start, on held-out prompts; "
+    "bands are 95 % intervals over prompts. The dotted curve is the fit with the logarithm. A "
+    "reward that still rises while the true reward falls is being over-optimised."
 )
 _MOST_POINTS = 48
 _FEWEST = 3

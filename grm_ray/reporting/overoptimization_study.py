@@ -16,24 +16,25 @@ from grm_ray.reporting.tables import NOTHING, Figure, Table, TableCell, fixed
 
 RESULT = "overoptimization.json"
 _ABOUT = (
-    "A policy that is led by a proxy does better by the proxy; the question is what becomes of the "
-    "true reward. Each reward model was trained at the same budget on the same pairs, labelled by "
-    "the true reward, with a share of the labels turned round{flips}; an ensemble has the budget "
-    "of all its members. Intervals are 95 %, over prompts and over seeds where there are several; "
-    "of two seeds they are wide. The interval of a share kept is drawn over prompts and seeds, "
-    "which with two or three seeds is too short: it says what these runs show, not what others "
-    "would."
+    "A policy that is optimised against a proxy gets better by that proxy; the question is what "
+    "happens to the true reward. Each reward model was trained with the same budget on the same "
+    "pairs, labelled by the true reward, with a share of the labels flipped{flips}; an ensemble "
+    "has the budget of all its members. Intervals are 95 %, over prompts and over seeds where "
+    "there are several; with two seeds they are wide. The interval of a share kept is "
+    "bootstrapped over prompts and seeds, which is too narrow with two or three seeds: it "
+    "describes these runs, not others."
 )
 _FLIPS = {
     True: " (the same for all)",
-    False: " (others for each seed, so that an ensemble averages them out)",
+    False: " (different ones for each seed, so that an ensemble averages them out)",
 }
 _KEPT = (
-    "Kept: the share of the highest gain in true reward that is left at the end ({end}): 100 % is "
-    "no over-optimisation. One half of the prompts finds the peak, the other measures it, so that "
-    "more than all may be kept. Less the baseline: the end less that of {baseline}."
+    "Kept: the share of the highest gain in true reward that is left at the end ({end}): 100 % "
+    "means no over-optimisation. The peak is found on one half of the prompts and measured on the "
+    "other, so that the share can exceed 100 %. Minus baseline: the true reward at the end minus "
+    "that of {baseline}."
 )
-_ACCURACY = "Accuracy: of the reward models one by one, their mean, on pairs without wrong labels."
+_ACCURACY = "Accuracy: mean of the single reward models, on pairs without flipped labels."
 _D = "d = √KL to the policy at the start"
 Result = dict[str, Any]
 
@@ -61,11 +62,11 @@ def html(result: Result) -> str:
     ]
     for noise, found in result["noise"].items():
         share = fixed(result["flips"][noise], 0, 100)
-        parts.append(f"<h2>{clean(noise)}: {share} % of the labels turned round</h2>")
+        parts.append(f"<h2>{clean(noise)}: {share} % of the labels flipped</h2>")
         parts.append(_noise(result, noise, found, names))
     parts.append(_origins(result).html())
     parts.append(
-        f"<footer>Made by grm_ray {__version__} from {RESULT}. Point at a mark to read its "
+        f"<footer>Made by grm_ray {__version__} from {RESULT}. Point at a mark to see its "
         "values.</footer>"
     )
     return document(f"{result['name']} · grm_ray", parts)
@@ -75,7 +76,7 @@ def _noise(result: Result, noise: str, found: Result, names: list[str]) -> str:
     """One noise level: what is finished of it."""
     tables = [t for t in (choice_table(result, noise), policy_table(result, noise)) if t]
     if not tables:
-        return '<p class="about">No proxy has been searched yet.</p>'
+        return '<p class="about">No proxy has been optimised against yet.</p>'
     shown = [*_choice_charts(found["best_of_n"], names), *_policy_charts(found["ppo"], names)]
     charts = "".join(chart.html() for chart in shown)
     return (
@@ -97,7 +98,7 @@ def verdict(result: Result, noise: str) -> str:
         told = f"{what}: {best} ends highest in true reward, at {fixed(ends[best], 3)}"
         if best != base and base in ends:
             versus = interval(proxies[best]["versus"], 3)
-            bounds = f", {versus.more} as an interval" if versus.more else ""
+            bounds = f", interval {versus.more}" if versus.more else ""
             told += f"; {base} at {fixed(ends[base], 3)} (difference {versus.text}{bounds})"
         said.append(f"{told}.")
     return " ".join(said)
@@ -122,7 +123,7 @@ def choice_table(result: Result, noise: str) -> Table | None:
     ends = [fixed(oracle[i], 3) for i in (0, -1)]
     rows.append(["the true reward itself", NOTHING, *ends, *[NOTHING] * 4])
     head = ["proxy", "accuracy, %", "one answer", f"best of {most}", "peak at n", "kept, %"]
-    head += ["less baseline", "seeds"]
+    head += ["minus baseline", "seeds"]
     about = _KEPT.format(end=f"best of {most}", baseline=result["baseline"])
     note = f"{about} {_ACCURACY} {_notes(chosen)}"
     title = f"Best of {most}: true reward of the chosen answer"
@@ -140,7 +141,16 @@ def policy_table(result: Result, noise: str) -> Table | None:
         place = NOTHING if proxy["true"] is None else f"step {proxy['steps'][proxy['peak']]}"
         far = fixed(proxy["d"][-1], 2)
         rows.append([name, start, *_of_one(proxy, place), far, str(len(proxy["seeds"]))])
-    head = ["proxy", "start", "end", "peak at", "kept, %", "less baseline", "d at the end", "seeds"]
+    head = [
+        "proxy",
+        "start",
+        "end",
+        "peak at",
+        "kept, %",
+        "minus baseline",
+        "d at the end",
+        "seeds",
+    ]
     note = _KEPT.format(end="the last evaluation", baseline=result["baseline"])
     return Table(
         head,
@@ -223,7 +233,7 @@ def _policy_charts(found: Result | None, names: list[str]) -> list[Chart]:
     drawn = (
         ("PPO: true reward on held-out prompts", true, "true reward", "step"),
         ("PPO: true reward over distance", over, "true reward", _D),
-        ("PPO: what the proxy sees, above its start", own, "proxy’s score", "step"),
+        ("PPO: proxy’s score minus that at the start", own, "proxy’s score", "step"),
         ("PPO: distance from the start", far, "d = √KL", "step"),
     )
     return [

@@ -34,14 +34,14 @@ def kept_table(found: Sequence[tuple[Trajectory, Findings]]) -> Table:
             of.setdefault(why, []).append(shortened(trajectory.label))
     reasons = [f"{', '.join(labels)}: {why}." for why, labels in of.items()]
     return Table(
-        ["run", "start", "highest", "end", "gain kept", "end less highest"],
+        ["run", "start", "highest", "end", "gain kept", "end minus highest"],
         rows,
         title="True reward on held-out prompts",
         note=(
-            "Gain kept: what the last evaluation is above the start, of what the highest was. The "
-            "highest of several is so by chance as well: in both columns at the right each half of "
-            "the prompts is measured where the other half is highest, so that more than all may "
-            "be kept. In brackets 95 % intervals over prompts. " + " ".join(reasons)
+            "Gain kept: gain of the last evaluation over the start, as a share of the highest "
+            "gain. The highest of several is partly chance: in the two columns at the right each "
+            "half of the prompts is measured where the other half is highest, so that the share "
+            "can exceed 100 %. In brackets: 95 % intervals over prompts. " + " ".join(reasons)
         ).strip(),
     )
 
@@ -63,9 +63,9 @@ def fits_table(found: Sequence[tuple[Trajectory, Findings]]) -> Table | None:
         names=3,
         prose=True,
         note=(
-            "Least squares over evaluations with d above 0, natural logarithm. A peak is "
-            "identified where evaluations lie on both sides of it; its interval draws prompts and "
-            "fits again, and a bound at the largest d means there or later."
+            "Least squares over evaluations with d above 0, with the natural logarithm. A peak is "
+            "identified if there are evaluations on both sides of it; its interval is a bootstrap "
+            "over prompts, and a bound at the largest d means that d or a larger one."
         ),
     )
 

@@ -16,8 +16,8 @@ from grm_ray.reporting.run import Run, read_run
 from grm_ray.reporting.samples import clean, conversations, pair
 
 _FOOTER = (
-    "<footer>Made by grm_ray {} from the files of this run folder. "
-    "Point at a chart to read its values.</footer>"
+    "<footer>Made by grm_ray {} from the files of this run folder. Point at a chart to see its "
+    "values.</footer>"
 )
 _JOBS = {"ppo": "PPO against a reward model", "rm": "Reward model training"}
 

@@ -76,7 +76,7 @@ def read_run(folder: Path) -> Run:
     if job not in ("rm", "ppo"):
         job = "rm" if any("accuracy" in row or "eval/accuracy" in row for row in steps) else "ppo"
         if steps:
-            notes.append(f"config.yaml names no job: read as {job}, by the metrics it has.")
+            notes.append(f"config.yaml has no key job: shown as {job}, judging by its metrics.")
     run = Run(folder, job, config, text, steps, _samples(folder, notes), _quarantined(folder))
     run.notes = notes + _alarms(run) + _gaps(run)
     return run
@@ -141,7 +141,7 @@ def _steps(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
     if bad:
         first = min(step for step, _ in bad)
         names = ", ".join(sorted({key for _, key in bad}))
-        notes.append(f"Not a finite number, from step {first} on at times: {names}.")
+        notes.append(f"Sometimes not a finite number, first in step {first}: {names}.")
     return [by_step[step] for step in sorted(by_step)]
 
 
@@ -191,17 +191,24 @@ def _quarantined(folder: Path) -> int:
 
 def _gaps(run: Run) -> list[str]:
     if not run.steps:
-        return ["No step has been finished yet: the run has just begun, or ended before its first."]
+        return [
+            "No step has been finished yet: the run has just started, or ended before its first "
+            "step."
+        ]
     notes = []
     last = int(run.steps[-1]["step"])
     wanted = number(run.section("ppo").get("steps")) if run.job == "ppo" else None
     unfinished = wanted is not None and last < wanted
     if unfinished:
-        notes.append(f"Step {last} of {wanted:.0f}: the run is still going on, or was stopped.")
+        notes.append(f"Step {last} of {wanted:.0f}: the run is still running, or was stopped.")
     if run.job == "ppo" and "before" not in run.samples:
-        notes.append("No answers from before training were kept: there is nothing to compare with.")
+        notes.append(
+            "No answers from before training were saved, so there is nothing to compare with."
+        )
     elif run.job == "ppo" and "after" not in run.samples:
-        notes.append("No answers from after training yet: a run writes them when it ends.")
+        notes.append(
+            "There are no answers from after training yet: a run writes them when it ends."
+        )
     if run.quarantined:
         rows = _count(run.quarantined, "input row")
         notes.append(f"{rows} could not be used; quarantine.jsonl says which and why.")

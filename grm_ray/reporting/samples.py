@@ -94,14 +94,14 @@ def _compared(pairs: BeforeAfter) -> str:
     picks.setdefault(order[len(order) // 2], "The median change")
     picks.setdefault(order[0], "Largest loss" if changes[order[0]] < 0 else "Smallest gain")
     if len(set(changes)) == 1:
-        picks = {order[0]: "The first (all changed alike)"}
+        picks = {order[0]: "The first (all changed equally)"}
     name = _NAMES[pairs.key]
     better, worse = sum(c > 0 for c in changes), sum(c < 0 for c in changes)
     about = (
-        f"The same held-out prompts, answered before and after training. Of {len(changes)} answers "
-        f"{better} gained in {name}, {worse} lost, {len(changes) - better - worse} stayed the "
-        "same. Shown are the largest gain, the median change and the largest loss (the dots): "
-        "picked by that rule alone, not by hand."
+        f"The same held-out prompts, answered before and after training. Of {len(changes)} "
+        f"answers {better} gained in {name}, {worse} lost, {len(changes) - better - worse} stayed "
+        "the same. Shown are the largest gain, the median change and the largest loss (the "
+        "dots): selected by that rule only, not by hand."
     )
     parts = [f'<h2>Conversations, before and after</h2><p class="about">{about}</p>']
     parts.append(f'<div class="charts">{_changes(rows, changes, list(picks), name)}</div>')
@@ -139,7 +139,7 @@ def _alone(rows: Sequence[Row], words: str) -> str:
     picks = {len(rows) - 1: "Highest", len(rows) // 2: "Median", 0: "Lowest"}
     about = (
         f"Of {len(rows)} kept answers: those of highest, median and lowest {_NAMES[key]}, "
-        "picked by that rule alone."
+        "selected by that rule only."
     )
     parts = [f'<h2>Conversations, {escape(words)}</h2><p class="about">{about}</p>']
     for index, title in picks.items():

@@ -27,17 +27,18 @@ from grm_ray.reporting.tables import shortened
 from grm_ray.reporting.trajectory import Trajectory, read_trajectory
 
 _FOOTER = (
-    "<footer>Made by grm_ray {} from the files of these run folders. "
-    "Point at a mark to read its values.</footer>"
+    "<footer>Made by grm_ray {} from the files of these run folders. Point at a mark to see its "
+    "values.</footer>"
 )
 _STEPS = "The same over updates of the policy. Held-out prompts, with 95 % intervals over prompts."
 _HABITS = (
-    "What answers do that may please a reward model without being better, and how far the reward "
-    "models of an ensemble are apart: both tend to rise where a reward is being over-optimised."
+    "Features of answers that a reward model may prefer although the answers are not better, and "
+    "the disagreement of the reward models of an ensemble: both tend to rise when a reward is "
+    "being over-optimised."
 )
-_GUARD = "When a run's guard stepped in, and what it gave as its reason."
-_SETTINGS = "From each run's config.yaml: settings that all have alike are left out."
-_ALIKE = '<p class="about">All settings are alike.</p>'
+_GUARD = "When the guard of a run acted, and its reason."
+_SETTINGS = "From each run's config.yaml: settings that are the same in all runs are left out."
+_ALIKE = '<p class="about">All settings are the same.</p>'
 
 
 def write_side_by_side(runs: Sequence[Run], path: Path, notes: Sequence[str] = ()) -> Path:

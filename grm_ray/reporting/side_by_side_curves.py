@@ -28,8 +28,8 @@ _HABITS = (
 )
 _MOST_ACTIONS = 20
 _TIME = (
-    "Seconds by what a run was waiting for; the bars share one scale. In the table seconds a step, "
-    "means over the steps that were timed."
+    "Seconds by the phase that a run was waiting for; all bars have the same scale. The table "
+    "gives seconds per step, means over the steps that were timed."
 )
 
 
@@ -66,7 +66,7 @@ def habit_charts(shown: Sequence[Trajectory]) -> list[Chart]:
     starc = dict.fromkeys(key for one in shown for key in one.run.keys("") if "starc" in key)
     wanted = [
         *_HABITS,
-        *((key, f"STARC distance: {key}", "0 alike, 1 opposite", True) for key in starc),
+        *((key, f"STARC distance: {key}", "0 same, 1 opposite", True) for key in starc),
     ]
     charts = []
     for key, title, unit, zero in wanted:
@@ -92,7 +92,7 @@ def guard_table(shown: Sequence[Trajectory]) -> Table | None:
 
 
 def time_section(shown: Sequence[Trajectory]) -> str:
-    """A bar a run of all its seconds by phase, and a table of seconds a step."""
+    """A bar a run of all its seconds by phase, and a table of seconds per step."""
     names, colors = phases(dict.fromkeys(k for one in shown for k in one.run.keys("phase/")))
     if not names:
         return ""
@@ -119,7 +119,7 @@ def time_section(shown: Sequence[Trajectory]) -> str:
     return (
         f'<h2>Where the time went</h2><p class="about">{_TIME}</p><figure>'
         f'<figcaption><ul class="legend">{legend}</ul></figcaption>{"".join(bars)}</figure>'
-        f'<div class="runs">{Table(["run", "a step", *names], rows).html()}</div>'
+        f'<div class="runs">{Table(["run", "per step", *names], rows).html()}</div>'
     )
 
 

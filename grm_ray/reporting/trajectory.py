@@ -100,7 +100,7 @@ def paired(
     """
     missing = [e.step for e in evaluations if not e.by_prompt[kind]]
     if missing:
-        return None, f"no answers were kept of step {missing[0]}"
+        return None, f"no answers of step {missing[0]} were saved"
     shared = set.intersection(*(set(e.by_prompt[kind]) for e in evaluations))
     if not shared:
         return None, "the evaluations have no prompt in common"
@@ -128,8 +128,8 @@ def _doubts(run: Run, borrowed: list[int]) -> list[str]:
     notes = []
     if borrowed:
         notes.append(
-            "Held-out answers have no KL of their own: d is that of the next step's training "
-            "answers, at the end of the last step's."
+            "Held-out answers have no KL of their own: d is that of the training answers of the "
+            "next step, or, at the last step, of its own."
         )
     kl = run.section("ppo").get("kl")
     if isinstance(kl, dict) and (kl.get("reference") or kl.get("ema")):

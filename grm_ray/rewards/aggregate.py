@@ -63,7 +63,7 @@ class MemberNormalizer:
         """
         scores_KB = _checked(scores_KB)
         if len(scores_KB) != len(self.means):
-            raise ValueError(f"scores of {len(scores_KB)} members, but {len(self.means)} measured")
+            raise ValueError(f"scores of {len(scores_KB)} members, but scales of {len(self.means)}")
         means_K, stds_K = scores_KB.new_tensor([self.means, self.stds], dtype=torch.float64)
         return ((scores_KB - means_K[:, None]) / stds_K[:, None]).to(scores_KB.dtype)
 

@@ -71,12 +71,12 @@ def matches(
             at the ends included.
 
     Raises:
-        ValueError: `pattern` is no regular expression.
+        ValueError: `pattern` is not a regular expression.
     """
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from None
+        raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from None
     found = compiled.fullmatch if whole else compiled.search
     return torch.tensor([1.0 if found(text) else 0.0 for text in texts], dtype=torch.float32)
 
@@ -113,12 +113,12 @@ def gated_sum(
     """
     if not components or len(thresholds) != len(components) - 1:
         raise ValueError(
-            f"{len(components)} components need one threshold each but for the last, "
-            f"not {len(thresholds)}"
+            f"{len(components)} components need one threshold each except for the last, not "
+            f"{len(thresholds)}"
         )
     shapes = [tuple(component_B.shape) for component_B in components]
     if len(set(shapes)) > 1:
-        raise ValueError(f"components of one shape are needed, not {shapes}")
+        raise ValueError(f"components must have the same shape, not {shapes}")
     total_B = upcast(components[0])
     open_B = torch.ones_like(total_B, dtype=torch.bool)
     for (above_B, component_B), threshold in zip(pairwise(components), thresholds, strict=True):

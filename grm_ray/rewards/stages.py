@@ -25,7 +25,7 @@ class Normalize:
 
     def __init__(self, by: Literal["first_batch", "running"] = "first_batch") -> None:
         if by not in ("first_batch", "running"):
-            raise ValueError(f"by: first_batch or running, not {by}")
+            raise ValueError(f"by: must be first_batch or running, not {by}")
         self._running = by == "running"
         self._moments = RunningNormalizer()
 

@@ -38,11 +38,11 @@ def http(
     """
     address = urllib.parse.urlsplit(str(url))
     if has_secret(str(url)):
-        raise ValueError("url: holds a name, password or token; put it into a token_file")
+        raise ValueError("url: contains a name, password or token; put it in a token_file")
     if address.scheme not in ("http", "https") or not address.hostname:
-        raise ValueError(f"url: {url} is no http or https address")
+        raise ValueError(f"url: {url} is not an http or https address")
     if not isinstance(timeout_s, int | float) or not timeout_s > 0:
-        raise ValueError(f"timeout_s: seconds above 0, not {timeout_s}")
+        raise ValueError(f"timeout_s: must be seconds above 0, not {timeout_s}")
     token = None if token_file is None else _token(token_file)
     if not texts:
         return []
@@ -66,7 +66,7 @@ def _token(file: str) -> str:
     except UnicodeError:
         token = ""
     if not token or not token.isprintable() or " " in token:
-        raise ValueError(f"token_file: {file}: one line of printable ASCII is wanted")
+        raise ValueError(f"token_file: {file}: expected one line of printable ASCII")
     return token
 
 
@@ -79,5 +79,5 @@ def _ask(
     with urllib.request.urlopen(request, timeout=timeout_s) as reply:
         rewards = [float(value) for value in json.load(reply)["rewards"]]
     if len(rewards) != count or not all(map(math.isfinite, rewards)):
-        raise ValueError(f"{count} numbers were asked for, not {rewards[:5]}")
+        raise ValueError(f"expected {count} numbers, got {rewards[:5]}")
     return rewards

@@ -70,9 +70,7 @@ class _Row(_Form):
     @model_validator(mode="after")
     def _one_of_two(self) -> _Row:
         if (self.messages is None) == (self.prompt is None):
-            raise ValueError(
-                "give messages (a conversation) or prompt (plain text), one of the two"
-            )
+            raise ValueError("give messages (a conversation) or prompt (plain text), not both")
         return self
 
 
@@ -97,7 +95,7 @@ class _Classify(_Form):
     @model_validator(mode="after")
     def _one_of_two(self) -> _Classify:
         if (self.messages is None) == (self.input is None):
-            raise ValueError("give input (texts) or messages (a conversation), one of the two")
+            raise ValueError("give input (texts) or messages (a conversation), not both")
         return self
 
 
@@ -147,7 +145,7 @@ def app(
     async def get_reward(form: _GetReward, asked: Request) -> dict[str, Any]:
         prompts = [""] * len(form.query) if form.prompts is None else form.prompts
         if len(prompts) != len(form.query):
-            raise Wrong(400, f"prompts: {len(prompts)} of them for {len(form.query)} queries")
+            raise Wrong(400, f"prompts: {len(prompts)} prompts for {len(form.query)} queries")
         # A query whose prompt was cut on its way does not begin with it: it is scored as a whole.
         parted = [
             (p, q[len(p) :]) if q.startswith(p) else ("", q)
@@ -160,7 +158,7 @@ def app(
         if form.messages is not None:
             *before, last = form.messages
             if last.role != "assistant":
-                raise Wrong(400, "messages: the last one is the assistant's, which is scored")
+                raise Wrong(400, "messages: the last one must be the assistant's, which is scored")
             rows = [_plain(_Row(messages=before, response=last.content))]
         else:
             texts = [form.input] if isinstance(form.input, str) else form.input or []
@@ -261,7 +259,7 @@ async def _read(request: Request, form: type[_Form], limits: Limits) -> _Form:
     except TimeoutError:
         raise Wrong(
             408,
-            f"the body did not come within {limits.seconds_to_send:g} s",
+            f"the body did not arrive within {limits.seconds_to_send:g} s",
             {"Connection": "close"},
         ) from None
     if len(body) < _QUICK:
@@ -277,7 +275,7 @@ def _parsed(body: bytearray, form: type[_Form]) -> _Form:
     try:
         given = json.loads(body)
     except (ValueError, RecursionError):
-        raise Wrong(400, "the body is no JSON") from None
+        raise Wrong(400, "the body is not valid JSON") from None
     try:
         return form.model_validate(given)
     except ValidationError as error:
@@ -307,12 +305,12 @@ async def _scores(
     if not rows:
         raise Wrong(400, "there is no row to score")
     if len(rows) > limits.rows:
-        raise Wrong(413, f"{len(rows)} rows; {limits.rows} may come in one request")
+        raise Wrong(413, f"{len(rows)} rows; a request may have at most {limits.rows}")
     columns = [list(column) for column in zip(*rows, strict=True)]
     try:
         table = pa.table(columns, schema=ASKED)
     except (pa.ArrowException, UnicodeError):
-        raise Wrong(400, "a text is no valid Unicode") from None
+        raise Wrong(400, "a text is not valid Unicode") from None
     try:
         future = asyncio.wrap_future(service.ask(table))
         while not (await asyncio.wait([future], timeout=_PATIENCE_S))[0]:
@@ -326,5 +324,7 @@ async def _scores(
         raise Wrong(400, f"these rows cannot be scored ({refused})") from None
     bad = np.flatnonzero(~np.isfinite(found_BK).all(axis=1))
     if len(bad):
-        raise Wrong(400, f"row {bad[0]}: no text, or the reward model's chat template refuses it")
+        raise Wrong(
+            400, f"row {bad[0]}: it has no text, or the reward model's chat template refuses it"
+        )
     return found_BK

@@ -41,8 +41,8 @@ def must_show(wanted: Any) -> Callable[[Any, Any], None]:
     def admit(_: Any, found: Any) -> None:
         if found != wanted:
             raise PoolFailed(
-                f"a worker holds {found}, not {wanted}: a model's folder was written anew since "
-                "the start; start again"
+                f"a worker holds {found}, not {wanted}: a model's folder was overwritten since "
+                "the start; start the job again"
             )
 
     return admit
@@ -213,7 +213,7 @@ class Pool:
                 continue
             silent = now - member.heard
             if silent > self._dead_s:
-                cause = TimeoutError(f"it has said nothing for {silent:.0f} s")
+                cause = TimeoutError(f"it has been silent for {silent:.0f} s")
                 events += self._replace(member, cause)
             elif silent > self._patience.allowed_s:
                 member.learn(Sign.SILENT)
@@ -355,7 +355,7 @@ class Pool:
         if member.deaths > self._max or (self._started and proved is None):
             self._empty(member, cause)
         else:
-            self._say(f"{self.role} {member.slot} died and is replaced")
+            self._say(f"{self.role} {member.slot} died and is being replaced")
             self._fill(member)
         self.retried += len(alone)
         return [Event("lost", piece.work, None if place else proved) for piece, place in alone]
@@ -364,11 +364,11 @@ class Pool:
         """Nobody for the place for now."""
         member.learn(Sign.GIVEN_UP)
         if all(m.state is State.RETIRED and m.deaths > self._max for m in self._members):
-            raise PoolFailed(f"every {self.role} is given up: {cause}") from cause
+            raise PoolFailed(f"every {self.role} died too often: {cause}") from cause
         pause = min(PAUSE_S * 2 ** max(0, member.deaths - 2), LONGEST_PAUSE_S)
         member.empty_until = self._transport.now() + pause
         times = f"died {member.deaths} times in a row"
-        self._say(f"{self.role} {member.slot} {times}: its place is empty for {pause:.0f} s")
+        self._say(f"{self.role} {member.slot} {times}: no new one is started for {pause:.0f} s")
 
     def _fill(self, member: Member) -> None:
         member.learn(Sign.SPAWNED)

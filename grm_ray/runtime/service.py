@@ -32,7 +32,7 @@ class RequestRefused(ValueError):
 
 
 class Busy(RuntimeError):
-    """Too much waits, or the scorers are gone; try again later."""
+    """Too much waits, or no scorer is left; try again later."""
 
 
 @dataclass(eq=False)
@@ -99,11 +99,13 @@ class ScoringService(threading.Thread):
         request = _Request(rows)
         with self._lock:
             if self.failed is not None:
-                raise Busy("the scorers are gone")
+                raise Busy("no scorer is left")
             if self._rows + rows.num_rows > self._most_rows:
-                raise Busy(f"{self._rows} rows are waiting, {self._most_rows} may")
+                raise Busy(f"{self._rows} rows are waiting, at most {self._most_rows} are allowed")
             if self._bytes + rows.nbytes > self._most_bytes:
-                raise Busy(f"{self._bytes} bytes are waiting, {self._most_bytes} may")
+                raise Busy(
+                    f"{self._bytes} bytes are waiting, at most {self._most_bytes} are allowed"
+                )
             self._rows += rows.num_rows
             self._bytes += rows.nbytes
             self._open.add(request)
@@ -127,7 +129,7 @@ class ScoringService(threading.Thread):
             self.failed = cause
             left = list(self._open)
         for request in left:
-            self._fail(request, Busy("the scorers are gone"))
+            self._fail(request, Busy("no scorer is left"))
 
     # ------------------------------------------------------------------ inside
 
@@ -141,7 +143,7 @@ class ScoringService(threading.Thread):
             if request is None:
                 return False
             if self._deadly and request.digest in self._deadly:
-                self._fail(request, RequestRefused("a scorer died of these rows before"))
+                self._fail(request, RequestRefused("a scorer died on these rows before"))
             else:
                 self._waiting.append(request)
             idle = False
@@ -228,7 +230,7 @@ class ScoringService(threading.Thread):
             self._deadly[batch[0].digest] = None
             if len(self._deadly) > _REMEMBERED:
                 self._deadly.popitem(last=False)
-            self._fail(batch[0], RequestRefused("scorers die of these rows"))
+            self._fail(batch[0], RequestRefused("scorers die on these rows"))
         else:
             self._suspects.extend(batch)
 

@@ -59,7 +59,9 @@ class Snapshots:
             self.write(step, fill)
         except NotWritten as error:
             complete = self.all()
-            last = f"the last whole one is {complete[-1].name}" if complete else "there is none yet"
+            last = (
+                f"the last complete one is {complete[-1].name}" if complete else "there is none yet"
+            )
             say(f"warning: step {step}: no checkpoint: {error}; {last}")
 
     def all(self) -> list[Path]:
@@ -95,4 +97,4 @@ class Snapshots:
             older = [other.name for other in self.all() if other != path]
             if not older:
                 raise
-            raise ConfigError(f"{error}; to go on from {older[-1]}, move {path} away") from error
+            raise ConfigError(f"{error}; to continue from {older[-1]}, move {path} away") from error

@@ -39,11 +39,11 @@ def check_backends(backends: list[str]) -> None:
     """
     for name in backends:
         if name not in _NEEDS:
-            raise ValueError(f"tracking: '{name}' is not known; one of {', '.join(_NEEDS)}")
+            raise ValueError(f"tracking: '{name}' is not known; use one of {', '.join(_NEEDS)}")
         if importlib.util.find_spec(_NEEDS[name]) is None:
             raise ValueError(
-                f"tracking: '{name}' is asked for and not installed; "
-                f"`make install EXTRAS=cpu,demo,dev,{name}`, or take it out of `tracking`"
+                f"tracking: '{name}' is requested but not installed; run `make install "
+                f"EXTRAS=cpu,demo,dev,{name}`, or remove it from `tracking`"
             )
 
 
@@ -176,7 +176,9 @@ def _plain(key: str, value: Any, bad: list[str]) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(key, item, bad) for item in value]
     kind = type(value).__name__
-    raise ValueError(f"metrics: '{key}' is a {kind}; a number, text, a list of those, or None")
+    raise ValueError(
+        f"metrics: '{key}' is a {kind}; it must be a number, text, a list of those, or None"
+    )
 
 
 def _end_last_line(path: Path) -> None:

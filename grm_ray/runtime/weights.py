@@ -135,7 +135,9 @@ def read(update: WeightUpdate) -> Iterator[tuple[str, torch.Tensor]]:
     buffer = torch.from_file(update.path, shared=False, size=size, dtype=torch.uint8)
     found = xxhash.xxh3_128(memoryview(buffer.numpy())).hexdigest()
     if found != update.checksum:
-        raise ChecksumError(f"weights {update.version}: checksum {found}, sent {update.checksum}")
+        raise ChecksumError(
+            f"weights {update.version}: checksum is {found}, but {update.checksum} was sent"
+        )
     at = 0
     for name, dtype_name, shape in zip(update.names, update.dtypes, update.shapes, strict=True):
         dtype = getattr(torch, dtype_name)

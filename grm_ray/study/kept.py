@@ -13,7 +13,7 @@ from grm_ray.study.overoptimization import kept_share
 _NAN = float("nan")
 # Draws in which the peak is not above the start: with more of them the share has no bounds.
 _MOST_WITHOUT_GAIN = 0.025
-_NO_GAIN = "the highest gain is not told apart from none"
+_NO_GAIN = "the highest gain is not clearly above 0"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def bootstrap_kept(
     if kept.note:
         return KeptInterval(without, kept.note)
     if prompts == 1:
-        return KeptInterval(without, "one prompt is all there is")
+        return KeptInterval(without, "there is only one prompt")
     gains_SP = gains_RSP.mean(axis=0)
     rng = np.random.default_rng(seed)
     peak_RP = np.empty((repetitions, prompts))

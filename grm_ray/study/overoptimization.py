@@ -117,14 +117,14 @@ def fit_curve(
     columns_S2 = _columns(d_S, form)
     if d_S.size < 3:
         points = f"{d_S.size} point{'s'[: d_S.size != 1]}"
-        return _unfitted(form, f"{points} with KL and weight above 0, where 3 are needed")
+        return _unfitted(form, f"{points} with KL and weight above 0, but 3 are needed")
     roots_S = np.sqrt(weights_S)
     lengths_2 = np.linalg.norm(columns_S2 * roots_S[:, None], axis=0)
     # Columns of length 1, so that "singular" does not hang on the unit of d.
     unit_S2 = columns_S2 * roots_S[:, None] / np.where(lengths_2 > 0, lengths_2, 1)
     solution_2, _, rank, _ = np.linalg.lstsq(unit_S2, gains_S * roots_S, rcond=_SINGULAR)
     if rank < 2:
-        return _unfitted(form, "the points lie at one KL, which does not tell a from b")
+        return _unfitted(form, "all points have the same KL, so that a and b cannot be determined")
     coefficients_2 = solution_2 / lengths_2
     a, b = (float(number) for number in coefficients_2)
     residuals_S = gains_S - columns_S2 @ coefficients_2
@@ -233,7 +233,7 @@ def kept_share(values_S: ArrayLike, baseline: float) -> Kept:
         raise ValueError(f"baseline: a finite number, not {baseline}")
     gain = float(values_S.max()) - baseline
     if gain <= 0:
-        return Kept(_NAN, "never above the baseline: there is no gain to keep")
+        return Kept(_NAN, "it is never above the baseline: there is no gain to keep")
     return Kept((float(values_S[-1]) - baseline) / gain, "")
 
 

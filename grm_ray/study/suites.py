@@ -183,7 +183,7 @@ def ties(contests: Sequence[ScoredContest]) -> float:
     for contest in contests:
         kind = kinds[contest.chosen.size > 1]
         if contest.cluster in kind:
-            raise ValueError(f"Ties: prompt {contest.cluster!r}: two of one kind")
+            raise ValueError(f"Ties: prompt {contest.cluster!r}: two contests of the same kind")
         kind[contest.cluster] = contest
     references, tied = kinds
     both = [cluster for cluster in tied if cluster in references]

@@ -192,7 +192,9 @@ def _read_index(folder: Path) -> tuple[dict[str, Any], list[str]]:
 def _differences(shapes: dict[str, Shape], saved: dict[str, Any]) -> list[str]:
     wrong = [f"{name} is not in it" for name in shapes if name not in saved]
     wrong += [
-        f"{name} is in it, and nothing trains it here" for name in saved if name not in shapes
+        f"{name} is in it, but is not trained by this config"
+        for name in saved
+        if name not in shapes
     ]
     return wrong + [
         f"{name} has shape {tuple(saved[name]['shape'])}, here {shape}"

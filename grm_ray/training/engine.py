@@ -298,7 +298,7 @@ class ZeroEngine:
         facts = checkpoint.load(self._state, folder, seed)
         if facts["total_steps"] != self._total_steps:
             raise CheckpointMismatch(
-                f"{folder} is of a run of {facts['total_steps']} steps, not {self._total_steps}"
+                f"{folder} is from a run of {facts['total_steps']} steps, not {self._total_steps}"
             )
         self.steps = facts["steps"]
         return facts["extra"]

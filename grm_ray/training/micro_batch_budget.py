@@ -80,12 +80,12 @@ class Memory:
         release()
         if trouble == INDIVISIBLE:
             raise RunStopped(
-                f"out of memory, at {self.budget} tokens a micro-batch, over rows that cannot be "
-                "parted: tokens_per_micro_batch does not help any more; allow shorter rows, or "
-                "spare memory (gradient_checkpointing, lora, zero_stage, offload)"
+                f"out of memory, at {self.budget} tokens a micro-batch, with rows that cannot be "
+                "split: lowering tokens_per_micro_batch cannot help; allow only shorter rows, or "
+                "save memory (gradient_checkpointing, lora, zero_stage, offload)"
             )
         self.budget //= 2
-        logger.warning("out of memory: micro-batches of %d tokens from here on", self.budget)
+        logger.warning("out of memory: micro-batches of %d tokens from now on", self.budget)
 
     def _stuck(self) -> RunStopped:
         return RunStopped(

@@ -191,7 +191,7 @@ def _required(function: Callable[..., Any], given: frozenset[str], what: str) ->
     required = wants(function, optional=False)
     if unknown := sorted(required - given):
         raise ConfigError(
-            f"{what}: takes {', '.join(unknown)}, which is not to be had; a function may name "
+            f"{what}: takes {', '.join(unknown)}, which is not available; a function can take "
             f"{', '.join(sorted(given))}"
         )
     return required

@@ -298,7 +298,7 @@ class RolloutWorker:
                         "incarnation": version.incarnation,
                         "version": version.step,
                     }
-        raise RuntimeError(f"the engine gave no answer to {uid}")
+        raise RuntimeError(f"the engine returned no answer to {uid}")
 
 
 def _lean_engine(engine: Engine) -> None:

@@ -43,7 +43,7 @@ def each(
         try:
             value = float(function(prompt, answer))
             if not math.isfinite(value):
-                value, reason = float("nan"), f"it gave {value}"
+                value, reason = float("nan"), f"it returned {value}"
         except Exception as error:  # noqa: BLE001 - it is not our function
             reason = f"{type(error).__name__}: {error}"
         found.append(value)

@@ -88,7 +88,7 @@ class Scorer:
         """`SCORES` of one row of a `ROLLOUTS` batch that other scorers died of: NaN."""
         width = sum(r.members if self._by_member else 1 for r in self._models.readers)
         scores, ruled = [float("nan")] * width, [float("nan")] * len(self._rules)
-        uid, reason = rollouts["uid"].slice(row, 1), "scorers died of it"
+        uid, reason = rollouts["uid"].slice(row, 1), "scorers died on it"
         columns = [uid, [scores], [ruled], [None], [self._fingerprint], [reason]]
         return pa.table(columns, schema=SCORES)
 
@@ -131,7 +131,7 @@ class Scorer:
         refused = [
             "a reward model's chat template refuses it"
             if not np.isfinite(scores_BK[i]).all()
-            else "a rule of the reward failed on it or gave no number"
+            else "a rule of the reward failed on it or returned no number"
             if not np.isfinite(ruled_BR[i]).all()
             else f"true reward: {untrue[i]}"
             if untrue[i]

@@ -31,7 +31,7 @@ def bomb(levels):
         ("[" * 3000, "nested too deeply"),
         ("a: &a {b: 1}\nc: {<<: *a}", "line 2: '<<' merges keys"),
         ("c: !!set {<<: {b: 1}}", "'<<' merges keys"),
-        ("1: x", "line 1: keys are words, not 1"),
+        ("1: x", "line 1: a key must be text, not 1"),
     ],
 )
 def test_text_that_is_no_yaml_of_ours_is_refused(text, message):
@@ -42,17 +42,17 @@ def test_text_that_is_no_yaml_of_ours_is_refused(text, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (bomb(9), "unfolded"),
-        ("a: &a [*a]", "within itself"),
+        (bomb(9), "aliases expanded"),
+        ("a: &a [*a]", "contains itself"),
         ("a: " + "[" * 60 + "]" * 60, "levels deep"),
         # Each part is shallow enough; laid into one another they are not.
-        ("a: &a " + "[" * 40 + "]" * 40 + "\nb: " + "[" * 20 + "*a" + "]" * 20, "levels unfolded"),
-        ('a: {b: "x\\0y"}', "key 'a.b': holds '\\\\x00'"),
-        ('a: ["\\ud800"]', "key 'a.0.': holds"),
-        ('"\\e[2J": 1', "holds '\\\\x1b'"),
-        ("a: 0x" + "f" * 5000, "beyond 64 bits"),
-        ("a: 2001-01-01", "a date, neither text nor number"),
-        ("a: !!binary aGk=", "a bytes, neither"),
+        ("a: &a " + "[" * 40 + "]" * 40 + "\nb: " + "[" * 20 + "*a" + "]" * 20, "with its aliases"),
+        ('a: {b: "x\\0y"}', "key 'a.b': contains '\\\\x00'"),
+        ('a: ["\\ud800"]', "key 'a.0.': contains"),
+        ('"\\e[2J": 1', "contains '\\\\x1b'"),
+        ("a: 0x" + "f" * 5000, "does not fit in 64 bits"),
+        ("a: 2001-01-01", "a date, which is neither text nor a number"),
+        ("a: !!binary aGk=", "a bytes, which is neither"),
     ],
 )
 def test_a_tree_that_is_no_config_is_refused(text, message):
@@ -70,8 +70,8 @@ def test_a_file_that_is_none_is_refused(tmp_path):
         (tmp_path / "none.yaml", "does not exist"),
         (tmp_path / ("x" * 300), "cannot be read"),
         (tmp_path / "latin.yaml", "cannot be read"),
-        (tmp_path / "large.yaml", "more than 1048576 bytes"),
-        (tmp_path / "list.yaml", "a config is a mapping"),
+        (tmp_path / "large.yaml", "larger than 1048576 bytes"),
+        (tmp_path / "list.yaml", "a config must be a mapping"),
     ]:
         (tmp_path / "latin.yaml").write_bytes(b"name: \xe9")
         (tmp_path / "large.yaml").write_bytes(b"#" * 1_100_000)
@@ -89,7 +89,7 @@ def test_a_cluster_file_is_read_as_carefully(tmp_path):
         (b"\xff", "cluster file .* cannot be read"),
         (b"nodes: [{name: x, cpus: 1, count: 1000000000}]", "nodes.0..count"),
         (b"nodes: [{name: x, cpus: 1, gpus: 1000000000}]", "nodes.0..gpus"),
-        (b"3", "a cluster is a mapping"),
+        (b"3", "a cluster must be a mapping"),
     ]:
         path.write_bytes(text)
         with pytest.raises(ConfigError, match=message):
@@ -101,7 +101,7 @@ def test_a_cluster_file_is_read_as_carefully(tmp_path):
     [
         ("name=!!bool x", "not valid YAML"),
         ("name=" + "[" * 3000, "nested too deeply"),
-        ("head={kind: mlp, kind: linear}", "'kind' stands twice"),
+        ("head={kind: mlp, kind: linear}", "'kind' is given twice"),
         ("workers.count=1000000000", "4096"),
         ("head.members=1000000000", "1024"),
         ("name=" + "x" * 200, "at most 128"),

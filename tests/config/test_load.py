@@ -44,17 +44,17 @@ def test_a_minimal_config_gets_every_default(write):
         (RM + "training: {epochs: .nan}", "key 'training.epochs'"),
         (RM + "training: {epochs: 1.0e+18}", "key 'training.epochs'"),
         (RM.replace("demo", "demo, weight: 1.0e+15"), "key 'data.train[0].weight'"),
-        (RM + "name: twice", "line 5: key 'name' stands twice"),
+        (RM + "name: twice", "line 5: key 'name' is given twice"),
         ("name: r", "key 'model' is missing"),
         (RM + "loss: {regularizer: null}", "alpha > 0 needs a regularizer"),
         (RM.replace("name: r", "name: ../r"), "key 'name'"),
-        ("- a", "a config is a mapping"),
+        ("- a", "a config must be a mapping"),
         ("{", "not valid YAML"),
-        (RM + "1: 2", "keys are words"),
-        (RM + "model: {lora: {rank: x}}", "stands twice"),
+        (RM + "1: 2", "a key must be text"),
+        (RM + "model: {lora: {rank: x}}", "is given twice"),
         (RM + "workers: {cpus: -1}", "key 'workers.cpus'"),
         (RM + "workers: {cpus: 0.00001}", "key 'workers.cpus'"),
-        (RM + "workers: {gpus: 0.00001}", "key 'workers.gpus': 0, or 0.0001 and more"),
+        (RM + "workers: {gpus: 0.00001}", "key 'workers.gpus': must be 0, or 0.0001 or more"),
         (RM + "tracking: [wandbb]", "key 'tracking[0]'"),
     ],
 )
@@ -82,7 +82,7 @@ def test_mistakes_are_named(write, text, message):
 def test_true_is_no_number(write, override, key):
     with pytest.raises(ConfigError) as error:
         load(RewardModelJob, write(RM), [override])
-    assert f"key '{key}': a number is wanted, not true or false" in str(error.value)
+    assert f"key '{key}': expected a number, got true/false" in str(error.value)
 
 
 def test_true_stands_where_it_may(write):
@@ -98,8 +98,8 @@ def test_true_is_no_number_in_a_mapping(write):
     study = "true_reward: demo_judge\nflips: {noisy: true}\nseeds: [1, true]\n"
     with pytest.raises(ConfigError) as error:
         load(OveroptimizationJob, write(study))
-    assert "key 'flips': a number is wanted" in str(error.value)
-    assert "key 'seeds': a number is wanted" in str(error.value)
+    assert "key 'flips': expected a number" in str(error.value)
+    assert "key 'seeds': expected a number" in str(error.value)
 
 
 def test_a_missing_file_is_named_with_the_nearest_one(tmp_path):
@@ -147,13 +147,13 @@ PPO = "name: p\npolicy: {path: m}\nreward: {path: r}\ndata: {train: {path: demo}
         ("rollout: {samples_per_prompt: 1}\nppo: {estimator: rloo}", "needs 2 or more"),
         ("ppo: {kl: {estimator: sqrt_chi_squared, place: reward}}", "is a loss"),
         ("ppo: {kl: {target: 6, coefficient: 0}}", "coefficient above 0"),
-        ("ppo: {kl: {ema: 0.9, reference: m}}", "set one"),
+        ("ppo: {kl: {ema: 0.9, reference: m}}", "set only one"),
         ("ppo: {kl: {ema: 0.9, coefficient: 0}}", "ema: with coefficient 0"),
         ("ppo: {kl: {horizon: 50}}", "horizon: without target"),
-        ("ppo: {importance_cap: 3}", "importance_cap: nothing is weighed"),
+        ("ppo: {importance_cap: 3}", "importance_cap: it has an effect only"),
         (
             "ppo: {importance_cap: 3, importance: none}\nrollout: {staleness: 1}",
-            "importance_cap: nothing is weighed",
+            "importance_cap: it has an effect only",
         ),
         (
             "ppo: {estimator: rloo}\nvalue_head: {kind: mlp}",
@@ -161,23 +161,23 @@ PPO = "name: p\npolicy: {path: m}\nreward: {path: r}\ndata: {train: {path: demo}
         ),
         ("ppo: {kl: {ema: 0.9}, optimizer: {zero_stage: 3}}", "needs whole weights"),
         ("ppo: {estimator: rloo, critic_warmup: 2}", "has no critic"),
-        ("ppo: {critic_warmup: 20}", "leave the policy none"),
-        ("ppo: {critic_warmup: 2, value_coefficient: 0}", "nothing to learn"),
+        ("ppo: {critic_warmup: 20}", "leave no step to train"),
+        ("ppo: {critic_warmup: 2, value_coefficient: 0}", "the critic does not learn"),
         ("ppo: {critic_warmup: 2, optimizer: {weight_decay: 0.1}}", "would change the policy"),
-        ("ppo: {estimator: rloo, gamma: 0.9}", "gamma: estimator rloo has no use for it"),
-        ("ppo: {estimator: reinforce_pp, lam: 0.9}", "lam: estimator reinforce_pp has no use"),
-        ("reward: {path: r, clip: true}", "key 'reward.clip': a number is wanted"),
-        ("ppo: {kl: {coefficient: true}}", "key 'ppo.kl.coefficient': a number is wanted"),
+        ("ppo: {estimator: rloo, gamma: 0.9}", "gamma: estimator rloo does not use it"),
+        ("ppo: {estimator: reinforce_pp, lam: 0.9}", "lam: estimator reinforce_pp does not use"),
+        ("reward: {path: r, clip: true}", "key 'reward.clip': expected a number"),
+        ("ppo: {kl: {coefficient: true}}", "key 'ppo.kl.coefficient': expected a number"),
         ("reward: {path: r, overlong: {margin: 65}}", "rollout.max_new_tokens is 64"),
         ("ppo: {epochs: 1000000000}", "key 'ppo.epochs'"),
         ("ppo: {minibatches: 33}", "samples_per_prompt is 32"),
-        ("checkpoint: {best_by: reward}", "leaves one policy to choose"),
+        ("checkpoint: {best_by: reward}", "nothing to choose the best policy"),
         ("evaluation: {every: 1}\ncheckpoint: {best_by: true_reward}", "needs reward.true_reward"),
         ("evaluation: {every: 1}\ncheckpoint: {best_by: greedy_reward}", "evaluation.greedy: true"),
-        ("ppo: {old_logprobs: engine}", "whose values need it"),
+        ("ppo: {old_logprobs: engine}", "needs that pass for its values"),
         (
             "ppo: {estimator: rloo, old_logprobs: engine}\nrollout: {staleness: 1}",
-            "rollout.staleness 0 only",
+            "needs rollout.staleness 0",
         ),
         ("rollout: {weight_transfer: nccl}", "workers.rollout.gpus must be above 0"),
         (
@@ -188,9 +188,9 @@ PPO = "name: p\npolicy: {path: m}\nreward: {path: r}\ndata: {train: {path: demo}
         (
             "rollout: {weight_transfer: nccl}\n"
             "workers: {rollout: {gpus: 0.5}, learner: {gpus: 0.5}, share_devices: true}",
-            "two ends on one GPU",
+            "cannot connect two workers on the same GPU",
         ),
-        ("workers: {share_devices: true}", "CPUs are shared as they are"),
+        ("workers: {share_devices: true}", "CPUs are shared without this key"),
         (
             "workers: {rollout: {gpus: 0.6}, learner: {gpus: 0.6}, share_devices: true}",
             "add up to 1 at most",
@@ -215,14 +215,14 @@ PPO = "name: p\npolicy: {path: m}\nreward: {path: r}\ndata: {train: {path: demo}
         (
             "reward: {path: r, true_reward: demo_judge}\nevaluation: {every: 11}\n"
             "guard: {patience: 2}",
-            "do not come in 20 steps",
+            "do not fit into 20 steps",
         ),
         (
             "reward: {members: {a: x, b: y}, aggregate: conjunction}\nevaluation: {every: 1}\n"
             "guard: {by: disagreement}",
-            "no scale to disagree on",
+            "no common scale",
         ),
-        ("ppo: {estimator: rloo, old_logprobs: engine, importance: token}", "nothing to weigh"),
+        ("ppo: {estimator: rloo, old_logprobs: engine, importance: token}", "nothing to correct"),
         (
             "rollout: {weight_transfer: nccl}\n"
             "workers: {rollout: {gpus: 0.5}, learner: {gpus: 0.5}}",
@@ -230,13 +230,13 @@ PPO = "name: p\npolicy: {path: m}\nreward: {path: r}\ndata: {train: {path: demo}
         ),
         (
             "workers: {rollout: {gpus: 0.5}, learner: {gpus: 0.5}, share_devices: true}",
-            "gpu_memory_utilization is at most",
+            "gpu_memory_utilization must be at most",
         ),
         ("ppo: {dual_clip: 1.0}", "key 'ppo.dual_clip'"),
         ("ppo: {importance_cap: 0.5}", "key 'ppo.importance_cap'"),
         (
             "data: {train: {path: demo, pairs_per_prompt: 1}}",
-            "key 'data.train': pairs_per_prompt: a source of prompts has no use for it",
+            "key 'data.train': pairs_per_prompt: a source of prompts does not use it",
         ),
         (
             "data: {train: {path: demo}, eval: {path: demo, pairs_per_prompt: 1}}",
@@ -273,7 +273,7 @@ def test_a_key_that_is_used_or_has_its_default_may_be_set(write, text):
 def test_an_ensemble_that_is_judged_has_each_model_once(write):
     text = "name: e\nmodels: {a: x, b: y}\nsets: {s: {path: demo}}\nensembles: {c: {members: %s}}"
     load(EvaluateJob, write(text % "[a, b]"))
-    with pytest.raises(ConfigError, match="ensembles.c.members: a model stands twice"):
+    with pytest.raises(ConfigError, match="ensembles.c.members: a model is listed twice"):
         load(EvaluateJob, write(text % "[a, a]"))
 
 

@@ -90,13 +90,24 @@ def test_every_key_of_every_section_is_told(job):
         assert set(section.model_fields) <= told, section
 
 
+@pytest.mark.parametrize("job", JOBS)
+def test_every_key_of_every_section_has_a_text(job):
+    for section in sections(job, set()):
+        own = [part for part in section.__mro__ if issubclass(part, Section)]
+        docs = [part.__dict__.get("__doc__") or "" for part in own]
+        assert docs[0], f"{section.__name__} has no docstring"
+        for name, field in section.model_fields.items():
+            told = field.description or f"`{name}`" in " ".join(docs)
+            assert told, f"{section.__name__}.{name} has no text"
+
+
 def uncommented(text, key):
     """The reference with the section of `key` written out, which is behind comment signs."""
     lines, inside = [], False
     for line in text.split("\n"):
         if line.startswith(f"{key}:"):
             inside, line = True, f"{key}:"
-        elif inside and not line.startswith("#"):
+        elif inside and not line.startswith("#  "):
             inside = False
         lines.append(line.removeprefix("# ") if inside else line)
     return yaml.safe_load("\n".join(lines))[key]

@@ -48,7 +48,7 @@ def test_true_is_no_number_among_parameters() -> None:
 
     check_parameters("here", "aggregate", own, {"strict": True, "any": True, "weight": 1})
     for name in ("weight", "ddof"):
-        with pytest.raises(ConfigError, match=f"here: {name}: a number is wanted, not true"):
+        with pytest.raises(ConfigError, match=f"here: {name}: expected a number, got true"):
             check_parameters("here", "aggregate", own, {name: True})
-    with pytest.raises(ConfigError, match="here: weight: a number is wanted"):
+    with pytest.raises(ConfigError, match="here: weight: expected a number"):
         check_parameters("here", "aggregate", resolve("aggregate", "uwo"), {"weight": True})

@@ -72,7 +72,7 @@ def test_unified_feedback_rows_become_pairs_and_prompts(tmp_path):
     assert [(p.margin, p.subset) for p in pairs] == [(1.0, "made here"), (2.5, "made here")]
     assert [line for line, _ in reasons] == [3, 4, 5]
     assert all("tie" in reason for _, reason in reasons[:2])
-    assert "not of the named format" in reasons[2][1]
+    assert "not in the named format" in reasons[2][1]
     asked = sources.prompts(source(tmp_path, "unified_feedback", rows), Quarantine())
     assert [p.messages for p in asked] == [((USER, "Why?"),), ((USER, "How?"),)]
     with pytest.raises(ConfigError, match="'conv_A_rating'"):

@@ -58,5 +58,5 @@ def test_offsets_that_point_outside_the_file_end_no_process(tmp_path):
 def test_a_file_without_one_sound_row_says_what_is_wrong_with_the_first(tmp_path):
     bad = pa.array([b"\xff"] * 3, pa.binary()).view(pa.string())
     path = write(tmp_path / "rows.arrow", pa.table({"prompt": bad, "chosen": bad, "rejected": bad}))
-    with pytest.raises(ConfigError, match="no row that can be read .the first: damaged: .*UTF8"):
+    with pytest.raises(ConfigError, match="no rows that can be read .the first: damaged: .*UTF8"):
         read(path)

@@ -86,7 +86,7 @@ def test_an_answer_of_no_words_leaves_a_token_to_score(tokenizer):
 
 def test_conversations_that_do_not_begin_alike_are_refused(tokenizer):
     tokenizer.chat_template = "{{ messages[-1]['content'] }}"
-    with pytest.raises(ValueError, match="does not begin a conversation as it begins its prompt"):
+    with pytest.raises(ValueError, match="writes the beginning of a conversation differently"):
         ScoringContract.of_template(tokenizer, 99).tokens(tokenizer, MESSAGES, ["birds fly"])
 
 
@@ -131,13 +131,13 @@ def test_a_contract_of_version_1_still_loads_and_fits(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("truncation", "middle", "truncation is one of"),
-        ("max_length", 0, "max_length is a number of tokens above 0"),
-        ("max_length", "512", "max_length is a number of tokens above 0"),
-        ("layout", "freestyle", "layout is one of"),
-        ("terminal_token_id", None, "terminal_token_id is a token id"),
-        ("terminal_token_id", -1, "terminal_token_id is a token id"),
-        ("version", 3, "a newer grm_ray wrote it"),
+        ("truncation", "middle", "truncation must be one of"),
+        ("max_length", 0, "max_length must be a number of tokens above 0"),
+        ("max_length", "512", "max_length must be a number of tokens above 0"),
+        ("layout", "freestyle", "layout must be one of"),
+        ("terminal_token_id", None, "terminal_token_id must be a token id"),
+        ("terminal_token_id", -1, "terminal_token_id must be a token id"),
+        ("version", 3, "it was written by a newer one"),
         ("unheard_of", 1, "unheard_of"),
     ],
 )

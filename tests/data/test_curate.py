@@ -81,7 +81,7 @@ def test_a_prompt_is_in_one_fold_and_folds_are_even(prompts, k, seed):
     names = [f"p{p}" for p in prompts]
     distinct = sorted(set(names))
     if k > len(distinct):
-        with pytest.raises(ValueError, match="folds of"):
+        with pytest.raises(ValueError, match="folds for"):
             curate.folds(names, k, seed)
         return
     fold = dict(zip(names, curate.folds(names, k, seed).tolist(), strict=True))
@@ -173,5 +173,5 @@ def test_policies_go_by_name(policy, actions, margins, smoothings):
     columns = curated.columns()
     assert all((margin is not None) == margins for margin in columns["margin"])
     assert sum(value is not None for value in columns["label_smoothing"]) == smoothings
-    with pytest.raises(ValueError, match="no 'flipp'"):
+    with pytest.raises(ValueError, match="'flipp' is not known"):
         curate.act(judged(), "flipp", 0.4, 0.1, 3.0)

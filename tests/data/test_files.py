@@ -76,7 +76,9 @@ def test_a_folder_whose_files_name_splits_is_read_by_split(tmp_path):
     assert numbers(read(tmp_path)) == [0, 1]
     assert numbers(read(tmp_path, split="test")) == [10, 11]
     assert numbers(read(tmp_path, split="val")) == [20, 21]
-    with pytest.raises(ConfigError, match="no file of split 'dev'; there is test, train, valid"):
+    with pytest.raises(
+        ConfigError, match="no file of split 'dev'; the splits are test, train, valid"
+    ):
         read(tmp_path, split="dev")
 
 
@@ -88,7 +90,7 @@ def test_a_folder_leaves_no_file_unread_unsaid(tmp_path):
     write_json(tmp_path / "extra-pairs.jsonl", made(2, 20))
     with pytest.raises(ConfigError) as error:
         read(tmp_path)
-    assert "extra-pairs.jsonl would not be read beside files of the splits test, train" in str(
+    assert "extra-pairs.jsonl would not be read, only the files of the splits test, train" in str(
         error.value
     )
     assert f"by a pattern, {tmp_path}/*.jsonl for example" in str(error.value)
@@ -115,7 +117,9 @@ def test_numbered_files_are_of_their_split(tmp_path):
 def test_splits_of_ones_own_names_are_not_read_as_if_they_had_none(tmp_path):
     write_json(tmp_path / "train_prefs.jsonl", made(2))
     write_json(tmp_path / "test_prefs.jsonl", made(2, 10))
-    with pytest.raises(ConfigError, match="no file of split 'train'; there is test_prefs, train_p"):
+    with pytest.raises(
+        ConfigError, match="no file of split 'train'; the splits are test_prefs, train_p"
+    ):
         read(tmp_path)
 
 
@@ -132,9 +136,9 @@ def test_json_files_beside_others_are_not_left_unread_unsaid(tmp_path):
 
 
 def test_folders_and_patterns_without_files_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="holds no file of .jsonl"):
+    with pytest.raises(ConfigError, match="has no file that ends in .jsonl"):
         read(tmp_path)
-    with pytest.raises(ConfigError, match="no file of .* matches"):
+    with pytest.raises(ConfigError, match="no file that ends in .* matches"):
         read(tmp_path / "*.jsonl")
 
 
@@ -153,10 +157,10 @@ def test_a_json_array_is_read_element_by_element(tmp_path, monkeypatch):
     assert numbers(found) == list(range(5)) and [line for _, line, _ in found] == [1, 2, 3, 4, 5]
     for broken in ('[{"prompt": "P0"}', '[{"prompt": "P0"}, {"pro', '[{"prompt": nonsense}]'):
         path.write_text(broken)
-        with pytest.raises(ConfigError, match=r"a\.json: no JSON array \(element \d"):
+        with pytest.raises(ConfigError, match=r"a\.json: not a JSON array \(element \d"):
             read(path)
     path.write_text("[]")
-    with pytest.raises(ConfigError, match="it holds no row"):
+    with pytest.raises(ConfigError, match="it has no rows"):
         read(path)
     write_json(path, made(2))  # .json with a row a line
     assert numbers(read(path)) == [0, 1]
@@ -202,7 +206,7 @@ def test_a_stream_of_the_hub_client_is_read_as_it_comes(tmp_path):
     ]
     with pytest.raises(ConfigError, match="it: needs columns 'answer'; found columns 'chosen'"):
         list(streamed(stream(), "it", {"answer"}))
-    with pytest.raises(ConfigError, match="it holds no row"):
+    with pytest.raises(ConfigError, match="it has no rows"):
         list(streamed([], "it", COLUMNS))
 
     def breaking():
@@ -224,7 +228,7 @@ def test_a_set_whose_rows_name_their_split_is_read_by_that(tmp_path):
 
     assert read_hub("train") == list(range(1, 7))
     assert read_hub("validation") == [2, 4, 6]
-    with pytest.raises(ConfigError, match="neither a file here nor to be had from the hub"):
+    with pytest.raises(ConfigError, match="neither a local file nor available from the hub"):
         list(files._hub_rows(Source(path=str(tmp_path / "no" / "where")), COLUMNS, None))
 
 
@@ -258,7 +262,7 @@ def test_a_margin_beyond_float32_is_a_bad_row(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     quarantine = Quarantine()
     assert [pair.chosen for pair in iterate(Source(path=str(path)), quarantine)] == ["c"]
-    assert "'margin' is no number" in quarantine.rows[0]["reason"]
+    assert "'margin' is not a number" in quarantine.rows[0]["reason"]
 
 
 def test_an_array_is_read_in_time_that_grows_with_it_alone(tmp_path):

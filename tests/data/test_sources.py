@@ -91,11 +91,11 @@ def test_parquet_and_arrow(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "it holds no row"),
+        ([], "it has no rows"),
         ([{"prompt": "x"}], "needs columns 'chosen', 'rejected'; found columns 'prompt'"),
         (["{broken"], "needs columns"),
         ([{**STANDARD, "chosen": ""}], "no usable preference pair"),
-        ([{**STANDARD, "split": "test"}], "no row of split 'train'; there is test"),
+        ([{**STANDARD, "split": "test"}], "no row of split 'train'; the splits are test"),
     ],
 )
 def test_an_unusable_file_is_refused(tmp_path, rows, message):
@@ -107,7 +107,7 @@ def test_missing_and_unknown_files(tmp_path):
     with pytest.raises(ConfigError, match="does not exist"):
         read(Source(path=str(tmp_path / "no.jsonl")))
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(ConfigError, match="expected one of"):
+    with pytest.raises(ConfigError, match="its name must end in"):
         read(Source(path=str(tmp_path / "a.txt")))
     (tmp_path / "a.jsonl.gz").write_text("not gzip")
     with pytest.raises(ConfigError, match="cannot be read"):
@@ -146,9 +146,9 @@ def test_extra_columns_are_read_and_must_be_what_they_say(tmp_path):
     assert (pair.margin, pair.smoothing, pair.subset) == (2.0, 0.1, "chat")
     reasons = [row["reason"].split(":")[0] for row in quarantine.rows]
     assert reasons == [
-        *["'margin' is no number"] * 3,
-        "'label_smoothing' is no chance",
-        "'subset' is no text",
+        *["'margin' is not a number"] * 3,
+        "'label_smoothing' is not a probability",
+        "'subset' is not text",
         "'prompt' is not valid Unicode",
     ]
 
@@ -160,7 +160,7 @@ def test_a_number_that_is_missing_costs_no_row_and_a_decimal_is_a_number(tmp_pat
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
     pairs, quarantine = read(Source(path=str(tmp_path / "nan.parquet")))
     assert [p.margin for p in pairs] == [None, 2.0]
-    assert quarantine.counts() == {"'margin' is no number": 1}
+    assert quarantine.counts() == {"'margin' is not a number": 1}
     pairs, quarantine = read(Source(path=str(tmp_path / "decimal.parquet")))
     assert [p.margin for p in pairs] == [0.25, 2.0, None] and not quarantine.rows
     assert all(isinstance(p.margin, float | None) for p in pairs)
@@ -264,7 +264,7 @@ def test_graded_answers_are_read_with_what_is_not_graded(tmp_path):
     assert [r["reason"].split(":")[0] for r in quarantine.rows] == [
         "duplicate",
         "none of the attributes is graded",
-        "'help' is no number",
+        "'help' is not a number",
         "empty 'response'",
     ]
     with pytest.raises(ConfigError, match="no graded answers; use helpsteer2"):
@@ -282,7 +282,7 @@ def test_rows_that_a_condition_leaves_out_are_counted_once(tmp_path):
     (entry,) = quarantine.rows
     assert entry["rows"] == 6 and "where not met" in entry["reason"]
     assert quarantine.counts() == {"where not met": 6}
-    with pytest.raises(ConfigError, match="no row has columns 'god'"):
+    with pytest.raises(ConfigError, match="no row has the columns 'god'"):
         sources.pairs(Source(path=file.path, where={"god": True}), Quarantine())
 
 

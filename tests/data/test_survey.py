@@ -120,9 +120,9 @@ def test_prompts_of_evaluation_sets_are_not_trained_on_however_they_are_written(
     assert asked(items(data, plan, "two")) == ["FISH"]
     assert plan.sets == ["one", "two"]
     assert quarantine.counts() == {"prompt shared with an evaluation set": 3}
-    with pytest.raises(ValueError, match="no set 'three' to read; there is train, one, two"):
+    with pytest.raises(ValueError, match="there is no set 'three'; the sets are train, one, two"):
         next(survey.read(data, plan, "three"))
-    with pytest.raises(ConfigError, match="the evaluation sets have its prompts"):
+    with pytest.raises(ConfigError, match="all their prompts are in the evaluation sets"):
         planned(train={"path": train}, eval={"path": train})
 
 

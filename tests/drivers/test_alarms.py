@@ -18,12 +18,12 @@ def test_a_good_run_is_silent():
 
 def test_accuracy_at_chance_is_told_once():
     (text,) = told([{"step": s, "accuracy": 0.5} for s in range(1, 101)])
-    assert "not told apart from 50 %" in text
+    assert "not clearly different from 50 %" in text
 
 
 def test_accuracy_below_chance_names_swapped_labels():
     (text,) = told([{"step": s, "accuracy": 0.3} for s in range(1, 101)])
-    assert "below 50 %" in text and "right way round" in text
+    assert "below 50 %" in text and "are swapped" in text
 
 
 def test_few_pairs_are_no_reason_to_worry():

@@ -286,14 +286,14 @@ def test_sizes_go_from_1_to_all_answers():
 
 def test_shards_of_another_run_are_refused(tmp_path):
     job = config(runs=str(tmp_path))
-    with pytest.raises(ConfigError, match="holds no run"):
+    with pytest.raises(ConfigError, match="contains no run"):
         check_resumable(job, {})
     (tmp_path / "bon").mkdir()
     saved = {"config": job.model_dump(mode="json"), "identity": {"model of score_good": "abc"}}
     (tmp_path / "bon" / MADE_WITH).write_text(json.dumps(saved))
     check_resumable(job, {"model of score_good": "abc"})
     check_resumable(config(runs=str(tmp_path), betas=[2.0], ns=[3]), {})
-    with pytest.raises(ConfigError, match="another model of score_good"):
+    with pytest.raises(ConfigError, match="a different model of score_good"):
         check_resumable(job, {"model of score_good": "def"})
     for changes in ({"seed": 1}, {"prompts_per_shard": 5}, {"rollout": {"samples_per_prompt": 6}}):
         with pytest.raises(ConfigError, match=f"would continue another run: {next(iter(changes))}"):
@@ -334,16 +334,16 @@ def test_a_member_without_an_opinion_is_refused(run):
         same = pa.array(np.ones(len(table), np.float32))
         pq.write_table(table.set_column(at, "score_bad", same), file)
     both = {"both": {"members": ["good", "bad"]}}
-    with pytest.raises(ConfigError, match=r"proxies\.bad: one score for all answers"):
+    with pytest.raises(ConfigError, match=r"proxies\.bad: it gives all answers the same score"):
         figures(config(ensembles=both), shards.finished(folder), LeftOut(folder / "q.jsonl"))
 
 
 @pytest.mark.parametrize(
     ("ensemble", "words"),
     [
-        ({"good": {"members": ["good", "bad"]}}, "'good' is the name of a proxy already"),
+        ({"good": {"members": ["good", "bad"]}}, "'good' is already the name of a proxy"),
         ({"both": {"members": ["good", "ugly"]}}, r"\['ugly'\] are not in proxies"),
-        ({"both": {"members": ["good", "good"]}}, "a proxy stands twice"),
+        ({"both": {"members": ["good", "good"]}}, "a proxy is listed twice"),
     ],
 )
 def test_ensembles_are_of_proxies(ensemble, words):

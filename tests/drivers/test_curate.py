@@ -191,7 +191,7 @@ def test_scores_of_other_pairs_are_refused(given):
     found, folder = ballots(given)
     for ballot in found:
         scoring.write(SCORED.empty_table(), ballot.file(folder))
-    with pytest.raises(ValueError, match="scores of 0 pairs, asked were 6"):
+    with pytest.raises(ValueError, match="scores of 0 pairs, expected 6"):
         curate.run(CurateJob(**given))
 
 
@@ -220,7 +220,7 @@ def test_answers_of_several_turns_are_left_out_and_told(given, tmp_path):
 
 
 def test_more_folds_than_prompts_are_the_user_s_to_mend(given):
-    with pytest.raises(ConfigError, match="folds: 20 folds of 12 prompts"):
+    with pytest.raises(ConfigError, match="folds: 20 folds for 12 prompts"):
         curate.run(CurateJob(**given | {"folds": 20}))
 
 

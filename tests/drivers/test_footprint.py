@@ -89,7 +89,7 @@ def test_all_roles_on_declared_gpus_have_a_speed(ppo):
     text = told(ppo(*gpus))
     for work in ("learner: train", "learner: evaluate", "rollout: write", "scorer: score"):
         assert re.search(rf"{work} [\d,]+ tokens/s \(as declared\)", text)
-    assert re.search(r"a step of full rows: \S+ s one after another", text)
+    assert re.search(r"a step of full rows: \S+ s if the phases run one after another", text)
 
 
 def test_equal_weights_of_several_models_are_held_once(tmp_path, saved):
@@ -114,7 +114,7 @@ def test_equal_weights_of_several_models_are_held_once(tmp_path, saved):
 
 def test_weights_left_in_their_file_are_there_once_a_machine(saved):
     job = ServeJob(name="s", models={"m": str(saved[0])}, dtype="float32")
-    mapped = parts(job, "scorer")["weights, in common"]
+    mapped = parts(job, "scorer")["shared weights"]
     job.dtype = "bfloat16"
     assert parts(job, "scorer")["weights"] == mapped * job.workers.count / 2
 
@@ -150,21 +150,23 @@ def test_a_gpu_that_is_too_small_is_told(ppo):
     small = Node("a", 64, 8, 64 * GIB, 0.001 * GIB)
     text = told(ppo("workers.scorer.gpus=1"), small)
     assert re.search(r"does not fit\n  scorer: 0\.\d\d GiB on a GPU with room for 0\.00", text)
-    assert "no change of these helps" in text
+    assert "none of these changes helps" in text
 
 
 def test_a_model_that_is_not_here_is_one_line(rm):
     text = told(rm("model.path=nobody/has-this-model"))
-    assert text.count("nobody/has-this-model: no config to be read offline") == 1
+    assert text.count("nobody/has-this-model: its config cannot be read offline") == 1
     assert "could not be estimated" not in text and "speed" not in text
-    assert "trainer x 2: its model's is not known; process" in text and "at least" in text
+    assert (
+        "trainer x 2: the memory of its model is not known; process" in text and "at least" in text
+    )
     assert "as far as it is known" in text
 
 
 def test_a_reward_model_that_is_not_here_leaves_the_rest(ppo):
     text = told(ppo("reward.path=runs/not_yet/model"))
     assert "could not be estimated" not in text
-    assert "scorer x" in text and "runs/not_yet/model: no config" in text
+    assert "scorer x" in text and "runs/not_yet/model: its config" in text
     assert re.search(r"learner x \d: [\d.]+ each", text)
 
 

@@ -36,7 +36,7 @@ def test_results_come_in_the_order_of_ranks(group):
 
 
 def test_rows_that_are_lost_are_no_fault_of_the_rank(group):
-    with pytest.raises(InputLost, match="went with the machine"):
+    with pytest.raises(InputLost, match="lost with the machine"):
         group.gather([group.ranks[0].lack.remote()])
     assert group.call("read", [1]) == [1, 1]
 

@@ -106,7 +106,9 @@ def test_pairs_that_the_true_reward_does_not_tell_apart_are_set_aside(given, tmp
     quarantine = Quarantine()
     made = labels.label(OveroptimizationJob(**given), tmp_path, quarantine)
     assert [row["chosen"] for row in rows(made["train"])] == ["no"]
-    assert quarantine.counts() == {"the true reward tells the answers not apart": 2}  # of two files
+    assert quarantine.counts() == {
+        "the true reward is the same for both answers": 2
+    }  # of two files
 
 
 def test_pairs_that_the_true_reward_fails_on_are_set_aside_with_the_reason(given, tmp_path):
@@ -126,13 +128,13 @@ def test_pairs_that_the_true_reward_fails_on_are_set_aside_with_the_reason(given
     assert (row["chosen"], row["margin"]) == ("good", pytest.approx(1 / 5 - 1 / 12))
     reasons = [row["reason"] for row in quarantine.rows[:4]]
     assert [reason.removeprefix("no true reward: ").split(":")[0] for reason in reasons] == [
-        "it gave inf",
-        "it gave nan",
+        "it returned inf",
+        "it returned nan",
         "KeyError",
         "TypeError",
     ]
     write(pairs[1:])
-    with pytest.raises(ConfigError, match=r"orders no pair of answers \(no true reward: TypeErr"):
+    with pytest.raises(ConfigError, match=r"ranks no pair of answers \(no true reward: TypeErr"):
         labels.label(OveroptimizationJob(**given), tmp_path, Quarantine())
 
 
@@ -279,21 +281,21 @@ def test_two_names_for_one_job_are_refused(given, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"baseline": "nobody"}, r"baseline: no proxy 'nobody'"),
-        ({"seeds": [1, 1]}, "seeds: one stands twice"),
-        ({"ppo_seeds": 3}, "ppo_seeds: 3, but there are 2 seeds"),
+        ({"baseline": "nobody"}, r"baseline: proxies has no 'nobody'"),
+        ({"seeds": [1, 1]}, "seeds: a seed is listed twice"),
+        ({"ppo_seeds": 3}, "ppo_seeds: 3 is more than the 2 seeds"),
         ({"seeds": [4]}, r"proxies\.wco: an ensemble needs two seeds"),
         ({"only": []}, "only\n.*at least 1 item"),
-        ({"only": ["noisy/btt"]}, "only: 'noisy/btt' is none of"),
-        ({"proxies": {"bt": {"model": "xx"}}}, r"proxies\.bt: no model 'xx'"),
-        ({"proxies": {"bt": {"model": "bt", "aggregate": "wco"}}}, "goes with ensemble_of"),
-        ({"proxies": {"bt": {}}}, "give model .* or ensemble_of"),
+        ({"only": ["noisy/btt"]}, "only: 'noisy/btt' matches none of"),
+        ({"proxies": {"bt": {"model": "xx"}}}, r"proxies\.bt: models has no 'xx'"),
+        ({"proxies": {"bt": {"model": "bt", "aggregate": "wco"}}}, "only for ensemble_of"),
+        ({"proxies": {"bt": {}}}, "give either model .* or ensemble_of"),
         ({"best_of_n": None, "ppo": None}, "give best_of_n, ppo, or both"),
         ({"models": {"bt": {"seed": 3}, "grm": {}}}, r"models\.bt: seed and data are set"),
         ({"proxies": {"bt": {"model": "bt", "ppo": {"data.eval.limit": 3}}}}, "on the same policy"),
         (
             {"proxies": {"bt": {"ensemble_of": "bt", "aggregate": "conjunction"}}},
-            "best-of-n has not",
+            "best-of-n does not have",
         ),
         ({"ppo": {"reward": {"path": "x"}}}, r"ppo\.reward\.path is set by the study"),
         ({"best_of_n": {"proxies": {}}}, r"best_of_n\.proxies is set by the study"),
@@ -324,7 +326,7 @@ def test_every_kind_of_cell_is_checked_beforehand(given, part, key, value, words
 
 def test_held_out_prompts_are_the_same_for_all_policies(given):
     del given["ppo"]["data"]["eval"]
-    with pytest.raises(ConfigError, match=r"ppo\.data\.eval: policies are compared"):
+    with pytest.raises(ConfigError, match=r"ppo\.data\.eval: leave it out; policies are compared"):
         check(OveroptimizationJob(**given), [Node("here", 2, 0)])
 
 

@@ -39,13 +39,13 @@ def test_rows_without_a_pattern_are_set_aside(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"prompt": "a", "matches": "("}], r"line 1: matches: '\(' is no regular expression"),
-        ([{"prompt": "a", "matches": "a{99999999999}"}], "is no regular expression .*too large"),
+        ([{"prompt": "a", "matches": "("}], r"line 1: matches: '\(' is not a regular expression"),
+        ([{"prompt": "a", "matches": "a{99999999999}"}], "is not a regular expression .*too large"),
         (
             [{"prompt": "a", "matches": "(" * 2000 + ")" * 2000}],
-            r"line 1: matches: '\(+\.\.\.\)+' is no regular expression .*recursion",
+            r"line 1: matches: '\(+\.\.\.\)+' is not a regular expression .*recursion",
         ),
-        ([{"prompt": "a", "matches": "b"}] * 2, "line 2: this prompt stands there already"),
+        ([{"prompt": "a", "matches": "b"}] * 2, "line 2: this prompt is already in the file"),
         ([{"prompt": "a", "matches": ""}], "no usable canary"),
         ([{"prompt": "a"}], "matches"),
     ],

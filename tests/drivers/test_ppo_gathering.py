@@ -85,7 +85,7 @@ def test_texts_that_went_with_a_machine_are_a_reason_to_recover(gathering, monke
         raise ray.exceptions.ObjectLostError("00" * 28, None, "")
 
     monkeypatch.setattr(ray, "get", gone)
-    with pytest.raises(RankDied, match="went with the machine"):
+    with pytest.raises(RankDied, match="lost with the machine"):
         gathering.step.texts()
 
 
@@ -126,7 +126,7 @@ def test_rows_that_never_get_from_machine_to_machine_are_not_made_for_ever(cast,
         gathering.on_generated(item(gathering, {"p:0:0": "one"}))
         gathering.on_scored(Event("gone", cast.scorers.submitted[-1]))
     gathering.on_generated(item(gathering, {"p:0:0": "one"}))
-    with pytest.raises(RankDied, match="went with the machine"):
+    with pytest.raises(RankDied, match="lost with the machine"):
         gathering.on_scored(Event("gone", cast.scorers.submitted[-1]))
 
 
@@ -135,7 +135,7 @@ def test_what_ranks_evaluate_together_is_not_made_again_in_part(cast):
     gathering = Gathering(cast, None, ROWS, Version(0, 0), 0, evaluate=True)
     gathering.begin()
     gathering.on_generated(item(gathering, {"p:0:0": "one", "q:0:0": "two"}))
-    with pytest.raises(RankDied, match="went with the machine"):
+    with pytest.raises(RankDied, match="lost with the machine"):
         gathering.on_scored(Event("gone", cast.scorers.submitted[0]))
 
 

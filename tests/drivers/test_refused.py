@@ -94,16 +94,18 @@ def test_a_function_that_fails_on_one_answer_says_why_and_scores_the_others():
     found, reasons = rules.each(number, ["?"] * 4, ["1", "two", "inf", "4"])
     assert found[0] == 1.0 and math.isnan(found[1]) and math.isnan(found[2]) and found[3] == 4.0
     assert reasons[0] is reasons[3] is None
-    assert reasons[1].startswith("ValueError: could not convert") and reasons[2] == "it gave inf"
+    assert (
+        reasons[1].startswith("ValueError: could not convert") and reasons[2] == "it returned inf"
+    )
 
 
 def test_some_answers_may_lack_a_score_but_not_all_of_them():
-    asked = step([None, "scorers died of it", None])
+    asked = step([None, "scorers died on it", None])
     scores = np.array([[1.0], [np.nan], [3.0]])
     assert told_of_gaps(asked, np.ones((3, 1)), "answers") is None
     assert told_of_gaps(asked, scores, "answers to compare with") == (
-        "1 of 3 answers to compare with not scored, the mean of the others stands for them: "
-        "scorers died of it"
+        "1 of 3 answers to compare with not scored, the mean of the others is used for them: "
+        "scorers died on it"
     )
     assert without_gaps(scores)[1] == 2.0
     with pytest.raises(RunStopped, match="none of the answers could be scored: no text"):
@@ -160,12 +162,12 @@ def test_the_only_scored_answer_to_a_prompt_has_nothing_to_be_compared_with():
 def test_held_out_answers_without_a_true_reward_are_told_of():
     asked = step(["true reward: ValueError: no box", None, None])
     assert told_of_untrue(asked, "answers") == (
-        "1 of 3 answers have no true reward, its figures are those of the others: "
+        "1 of 3 answers have no true reward, the figures are those of the others: "
         "true reward: ValueError: no box"
     )
     one = step([None])
     assert told_of_untrue(one, "answers") == (
-        "none of the answers has a true reward: it gave no number"
+        "none of the answers has a true reward: it returned no number"
     )
     one.rows["p:0:0"]["true_reward"] = 1.0
     assert told_of_untrue(one, "answers") is None

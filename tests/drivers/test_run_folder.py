@@ -28,7 +28,7 @@ def test_a_folder_that_another_process_works_in_is_refused(config):
         stdout=subprocess.PIPE,
     )
     assert other.stdout.readline() == b"held\n"
-    with pytest.raises(ConfigError, match="runs/mine: another process works in it"):
+    with pytest.raises(ConfigError, match="runs/mine: another process is using it"):
         claim(config)
     other.communicate()  # it ends, and so lets go
     claim(config)

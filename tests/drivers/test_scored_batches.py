@@ -169,4 +169,4 @@ def test_a_refused_answer_has_a_row_like_any_other(tmp_path, tiny_model):
     for name, width in (("scores", 4), ("rules", 1)):
         assert len(scored[name][0]) == width
         assert [math.isnan(x) for x in refused[name][0].as_py()] == [True] * width
-    assert refused["refused"].to_pylist() == ["scorers died of it"]
+    assert refused["refused"].to_pylist() == ["scorers died on it"]

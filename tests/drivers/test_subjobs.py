@@ -103,7 +103,7 @@ def test_what_has_a_checkpoint_is_gone_on_with(tmp_path, tiny_model):
     step = tmp_path / "cell" / "checkpoints" / "step-00010"
     step.mkdir(parents=True)
     (step / "state.json").write_text(json.dumps({"step": 10, "identity": {}}))
-    with pytest.raises(ConfigError, match="--resume: .*made with another model"):
+    with pytest.raises(ConfigError, match="--resume: .*made with a different model"):
         subjobs.train(too_large(tmp_path, tiny_model), tmp_path / "cell.yaml")
     assert step.is_dir()
 

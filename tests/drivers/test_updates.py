@@ -33,7 +33,7 @@ def test_smaller_micro_batches_are_told_once():
 def test_the_third_update_in_a_row_that_is_no_number_ends_the_run():
     updates = Updates("ppo.optimizer", 64)
     (line,) = updates.after(1, figures(1))
-    assert "warning: step 1: loss or gradient were no number in 1 of" in line
+    assert "warning: step 1: loss or gradient was not finite in 1 of" in line
     assert len(updates.after(2, figures(2))) == 1
     assert len(updates.after(3, figures(0, skipped=2))) == 1, "two of a step, then a good one"
     with pytest.raises(RunStopped, match=r"step 4: .* last 3 .* ppo.optimizer.learning_rate"):

@@ -57,8 +57,8 @@ def test_an_unknown_key(run_here, config):
         ("data.train.path=missing.jsonl", ["missing.jsonl", "does not exist"]),
         ("loss.preference=bradly_terry", ["'loss.preference'", "did you mean 'bradley_terry'"]),
         ("data.train=missing.jsonl", ["'data.train[0]'", "section", "{path: 'missing.jsonl'}"]),
-        ("model.lora.targets=[q_proj, lm_head]", ["lora.targets: lm_head takes no adapter"]),
-        ("model.path=owner/none", ["owner/none", "no such folder", "hub does not give it"]),
+        ("model.lora.targets=[q_proj, lm_head]", ["lora.targets: lm_head cannot have an adapter"]),
+        ("model.path=owner/none", ["owner/none", "no such local folder", "hub did not provide it"]),
         ("workers.cpus=500", ["1000 CPU", "No room for", "workers.*.count"]),
         ("workers.gpus=64", ["128 GPU", "No room for"]),
     ],
@@ -81,7 +81,7 @@ def test_a_data_file_without_the_columns(run_here, config, tmp_path):
 def test_an_empty_data_file(run_here, config, tmp_path):
     data = tmp_path / "empty.jsonl"
     data.write_text("")
-    refused(run_here(rm, "--config", config, f"data.train.path={data}"), str(data), "holds no row")
+    refused(run_here(rm, "--config", config, f"data.train.path={data}"), str(data), "has no rows")
 
 
 def test_a_reward_model_that_is_not_there(run_here, tmp_path, tiny_model, tiny_data):
@@ -97,7 +97,7 @@ def test_a_reward_model_that_is_not_there(run_here, tmp_path, tiny_model, tiny_d
         ("true_reward=demo_jugde", ["unknown true reward", "did you mean 'demo_judge'"]),
         ("true_reward=tests.judges:longest", ["true reward", "tests.judges:longest"]),
         ("data.prompts.path=missing.jsonl", ["missing.jsonl", "does not exist"]),
-        ("rollout.max_new_tokens=200", ["proxies.saved", "reads 128 tokens", "lower one"]),
+        ("rollout.max_new_tokens=200", ["proxies.saved", "reads at most 128 tokens", "lower one"]),
     ],
 )
 def test_a_choice_that_cannot_be_made(
@@ -109,7 +109,7 @@ def test_a_choice_that_cannot_be_made(
 
 def test_no_shards_to_add_to(saved, run_here, tmp_path, tiny_model, tiny_data):
     path = bon_config(tmp_path, tiny_model, tiny_data, {"saved": saved})
-    refused(run_here(bon, "--config", path, "--resume"), "--resume", "holds no run")
+    refused(run_here(bon, "--config", path, "--resume"), "--resume", "contains no run")
 
 
 def test_a_policy_in_place_of_a_reward_model(run_here, tmp_path, tiny_model, tiny_data):
@@ -125,11 +125,11 @@ def test_a_saved_head_of_another_form(saved, run_here, tmp_path, tiny_model, tin
         model={"path": str(saved), "dtype": "float32"},
         head={"kind": "mlp"},
     )
-    refused(run_here(rm, "--config", path), str(saved), "another head", "new_head: true")
+    refused(run_here(rm, "--config", path), str(saved), "a different head", "new_head: true")
 
 
 def test_nothing_to_resume(run_here, config):
-    refused(run_here(rm, "--config", config, "--resume"), "--resume", "holds no checkpoint")
+    refused(run_here(rm, "--config", config, "--resume"), "--resume", "contains no checkpoint")
 
 
 def test_a_model_whose_logits_are_bent(run_here, config, tiny_model, tmp_path):
@@ -157,7 +157,9 @@ def test_more_tokens_than_the_reward_model_reads(
     run_here, tmp_path, tiny_model, tiny_data, reward_model
 ):
     path = ppo_config(tmp_path, tiny_model, tiny_data, reward_model[0] / "model")
-    refused(run_here(ppo, "--config", path, "rollout.max_new_tokens=300"), "reads 128 tokens")
+    refused(
+        run_here(ppo, "--config", path, "rollout.max_new_tokens=300"), "reads at most 128 tokens"
+    )
 
 
 @pytest.mark.parametrize(("job", "name"), [(rm, "rm_grm"), (ppo, "ppo_grm")])

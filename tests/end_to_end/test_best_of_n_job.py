@@ -89,9 +89,9 @@ def test_a_killed_job_goes_on_without_making_an_answer_twice(
         os.kill(descendants(process, worker)[0].pid, signal.SIGKILL)
     output = finish(process)
     assert process.returncode == 0, output
-    assert f"{len(before)} finished shards are there" in output
-    assert "scorer 0 died and is replaced" in output or "scorer 1 died" in output
-    assert "rollout 0 died and is replaced" in output
+    assert f"{len(before)} shards are already finished" in output
+    assert "scorer 0 died and is being replaced" in output or "scorer 1 died" in output
+    assert "rollout 0 died and is being replaced" in output
     assert contents(before) == before
     tables = [pq.read_table(file) for file in shards(run)]
     uids = [name for table in tables for name in table["uid"].to_pylist()]

@@ -18,7 +18,7 @@ def test_updates_that_are_no_numbers_end_the_run(tmp_path, tiny_model, tiny_data
     output = finish(failed)
     assert failed.returncode == 1 and "Traceback" not in output, output
     assert "last 3 updates" in output and "training.optimizer.learning_rate" in output, output
-    assert output.strip().endswith("go on with --resume"), output
+    assert output.strip().endswith("continue with --resume"), output
     metrics = rows(tmp_path / "runs" / "rm" / "metrics.jsonl")
     assert [m["skipped_updates"] for m in metrics if m["step"]] == [0, 1, 1], output
 
@@ -41,7 +41,7 @@ def test_a_disk_too_full_for_the_model_fails_the_run_and_resume_saves_it(
     output = finish(failed)
     assert failed.returncode == 1 and "Traceback" not in output, output
     assert f"error: {small_disk}/rm/model could not be written" in output, output
-    assert output.strip().endswith("go on with --resume"), output
+    assert output.strip().endswith("continue with --resume"), output
     assert not (small_disk / "rm" / "model").exists()
     more = ["mount", "-o", "remount,size=32m", str(small_disk)]
     subprocess.run(more, check=True)

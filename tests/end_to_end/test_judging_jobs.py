@@ -73,7 +73,7 @@ def interrupted(path, folder):
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     output = finish(process)
-    assert process.returncode == 1 and "start it again: it goes on where it stopped" in output
+    assert process.returncode == 1 and "start it again: it continues where it stopped" in output
     assert len(list((folder / "cells").glob("*.yaml"))) == 1
     assert not list((folder / "cells").glob("*.json"))
 

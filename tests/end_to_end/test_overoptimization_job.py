@@ -88,7 +88,7 @@ def test_a_study_goes_on_where_it_stopped_and_grows(tmp_path, tiny_model, tiny_d
     wait_for(lambda: len(results(run)) >= 1, process)
     process.send_signal(signal.SIGTERM)
     output = finish(process)
-    assert process.returncode == 1 and "start it again: it goes on where it stopped" in output
+    assert process.returncode == 1 and "start it again: it continues where it stopped" in output
     before = results(run)
 
     process = start(path, tmp_path)

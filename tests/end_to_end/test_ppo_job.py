@@ -78,7 +78,7 @@ def test_a_killed_run_resumes_with_nothing_repeated_or_skipped(
     wait_for(lambda: len(rows_or_none(run / "ledger.jsonl")) >= saved["step"] + 3, process)
     process.send_signal(signal.SIGINT)
     output = finish(process)
-    assert process.returncode == 1 and "interrupted; go on with --resume" in output
+    assert process.returncode == 1 and "interrupted; continue with --resume" in output
     # The learner verified these hashes of the dead process against what it restored.
     assert f"resumed after step {saved['step']}, weights 1.{saved['step']}" in output
     assert set(saved["hashes"][0]) == {"weights", "optimizer", "schedule", "random", "normalizers"}
@@ -142,7 +142,7 @@ def test_killed_workers_are_replaced_within_the_step(tmp_path, tiny_model, tiny_
     wait_for(lambda: descendants(process, "ray::RolloutWorker.generate"), process)
     os.kill(descendants(process, "ray::RolloutWorker")[0].pid, signal.SIGKILL)
     output = check_replaced(process, run, steps=6, workers=2)
-    assert output.count("rollout 0 died and is replaced") == 1
+    assert output.count("rollout 0 died and is being replaced") == 1
     assert "true reward on held-out prompts" in output
     for name in ("before", "after"):
         assert pq.read_table(run / "samples" / f"{name}.parquet").num_rows == 6
@@ -192,7 +192,7 @@ def test_a_killed_learner_is_replaced_and_the_steps_after_the_checkpoint_are_mad
     assert descendants(process, "ray::RolloutWorker")[0].pid == engine  # it stayed
     output = finish(process, timeout=700)
     assert process.returncode == 0, output
-    assert output.count("a new group goes on from the last checkpoint") == 1
+    assert output.count("a new group continues from the last checkpoint") == 1
     assert ("resumed after step 0," in output) is (every == 0)
     check_ledger(run, 12, 15)
     metrics = rows(run / "metrics.jsonl")

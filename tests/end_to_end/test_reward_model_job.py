@@ -167,7 +167,7 @@ def test_a_rank_that_dies_is_replaced_and_the_weights_are_those_of_an_unbroken_r
     os.kill(descendants(process, "ray::RewardTrainer")[1].pid, signal.SIGKILL)
     output = finish(process, timeout=500)
     assert process.returncode == 0, output
-    assert output.count("a new group goes on from the last checkpoint") == 1
+    assert output.count("a new group continues from the last checkpoint") == 1
     unbroken, mended = weights(reward_model[0]), weights(run)
     assert all(torch.equal(unbroken[name], mended[name]) for name in unbroken)
     assert told(run) == list(range(len(rows(reward_model[0] / "metrics.jsonl"))))

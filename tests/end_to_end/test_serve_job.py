@@ -187,9 +187,9 @@ def test_whoever_has_no_token_is_refused(served):
 @pytest.mark.parametrize(
     ("path", "body", "status", "words"),
     [
-        ("/score", b"{", 400, "the body is no JSON"),
-        ("/score", b"\xff\xfe", 400, "the body is no JSON"),
-        ("/score", b"[" * 50_000, 400, "the body is no JSON"),
+        ("/score", b"{", 400, "the body is not valid JSON"),
+        ("/score", b"\xff\xfe", 400, "the body is not valid JSON"),
+        ("/score", b"[" * 50_000, 400, "the body is not valid JSON"),
         ("/score", {}, 400, "rows: Field required"),
         ("/score", {"rows": []}, 400, "no row to score"),
         ("/score", {"rows": [0] * 30_000}, 400, r"rows\.0"),
@@ -197,10 +197,10 @@ def test_whoever_has_no_token_is_refused(served):
         ("/score", {"rows": [{"prompt": 3, "response": "x"}]}, 400, r"rows\.0\.prompt"),
         ("/score", {"rows": [{"messages": [], "response": "x"}]}, 400, r"rows\.0\.messages"),
         ("/score", {"rows": [{"prompt": "", "response": ""}]}, 400, "row 0: no text"),
-        ("/score", rows(["x"] * 65), 413, "65 rows; 64 may come"),
+        ("/score", rows(["x"] * 65), 413, "65 rows; a request may have at most 64"),
         ("/score", rows(["x" * 100_000]), 413, "more than 100000 bytes"),
         ("/score", {"rows": [{"prompt": "a", "response": "\ud800"}]}, 400, "valid Unicode"),
-        ("/get_reward", {"query": ["ab"], "prompts": []}, 400, "0 of them for 1"),
+        ("/get_reward", {"query": ["ab"], "prompts": []}, 400, "0 prompts for 1"),
         ("/classify", {"model": "m"}, 400, "give input .* or messages"),
         ("/classify", {"messages": [*CHAT, *CHAT]}, 400, "the assistant's"),
         ("/scores", {}, 404, "Not Found"),
@@ -263,12 +263,12 @@ def test_a_killed_scorer_is_replaced_and_no_request_fails(served, expected):
         asked += [many.submit(ask, served, "/score", rows(), timeout=300) for _ in range(40)]
         for status, found in (one.result() for one in asked):
             assert status == 200 and found["scores"] == pytest.approx(expected[0], abs=1e-5)
-    assert "died and is replaced" in (served[3] / "log").read_text()
+    assert "died and is being replaced" in (served[3] / "log").read_text()
 
 
 def test_the_folder_of_one_that_serves_is_refused(served, run_here):
     answer = run_here(serve, "--config", str(served[3] / "serve.yaml"))
-    refused(answer, str(served[3] / "runs" / "serve"), "another process works in it")
+    refused(answer, str(served[3] / "runs" / "serve"), "another process is using it")
 
 
 @pytest.mark.timeout(600)
@@ -293,7 +293,7 @@ def test_another_job_s_folder_is_left_alone(served, run_here, tmp_path):
     place.mkdir(parents=True)
     (place / "config.yaml").write_text("job: rm\n")
     argv = ("--config", str(served[3] / "serve.yaml"), f"runs={tmp_path / 'runs'}", "name=rm")
-    refused(run_here(serve, *argv), "is the folder of a run (rm); take another name")
+    refused(run_here(serve, *argv), "is the folder of a run (rm); choose another name")
     assert (place / "config.yaml").read_text() == "job: rm\n"
 
 

@@ -56,11 +56,11 @@ def test_merged_weights_are_those_that_peft_merges(kind):
 )
 def test_what_is_no_linear_layer_below_the_head_is_refused(kind, target, layer, tmp_path):
     targets = [KINDS[kind][1][0], target]
-    with pytest.raises(ConfigError, match=f"lora.targets: {layer} takes no adapter"):
+    with pytest.raises(ConfigError, match=f"lora.targets: {layer} cannot have an adapter"):
         adapted(kind, targets)
     # From the config alone too: before anything is started.
     config(kind).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=f"lora.targets: {layer} takes no adapter"):
+    with pytest.raises(ConfigError, match=f"lora.targets: {layer} cannot have an adapter"):
         check_adapter(tmp_path, Model(path=str(tmp_path), lora=Lora(targets=targets)))
 
 

@@ -57,9 +57,9 @@ def test_the_tables_say_what_was_used_left_out_and_reached():
 def test_the_contract_is_told_in_words():
     text = card()
     assert "then token 7 once, and nothing after it." in text
-    assert "At most 512 tokens are read; where there are more, the beginning" in text
+    assert "At most 512 tokens are read; if there are more, the beginning" in text
     other = card(contract=TEMPLATED | {"special_tokens_twice": True})
-    assert "so that a BOS comes twice" in other and "the pair is left out" in other
+    assert "so that the BOS token occurs twice" in other and "the pair is left out" in other
 
 
 def test_attributes_are_told_with_their_weights():
@@ -83,11 +83,11 @@ def test_an_exported_card_has_one_usage_and_keeps_the_rest():
     text = exported(card(config={"job": "rm"}), "sequence-classification", CONTRACT)
     assert text.count("## Usage") == 1
     assert "AutoModelForSequenceClassification" in text and "load_reward_model" not in text
-    assert "## How good it is" in text and '"job": "rm"' in text
+    assert "## Evaluation" in text and '"job": "rm"' in text
     assert "AutoModelForSequenceClassification" in exported("", "sequence-classification", CONTRACT)
 
 
 def test_a_template_that_falls_short_is_told_with_the_way_to_build_ids():
     text = exported(card(), "sequence-classification", CONTRACT, ["several turns"])
-    assert "trained on for: several turns" in text
+    assert "trained on: several turns" in text
     assert "add_generation_prompt=True" in text and "[7]" in text

@@ -107,8 +107,8 @@ def test_training_goes_on_with_a_saved_head(tiny_model, tokenizer, tmp_path, hea
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        (Head(kind="mlp", hidden=32), "write head: nothing"),
-        (Head(bias=True), "write head: nothing"),
+        (Head(kind="mlp", hidden=32), "set head: nothing"),
+        (Head(bias=True), "set head: nothing"),
         (Head(attributes=["a"], weights=[1.0]), "new_head: true"),
     ],
     ids=["mlp", "bias", "attributes"],
@@ -124,10 +124,10 @@ def test_a_head_tensor_that_is_missing_or_left_over_is_named(saved):
     with pytest.raises(ValueError, match="missing \\['layers.0.weight'\\]"):
         load_reward_model(saved, "float32")
     rewrite_head(saved, {"layers.0.weight": torch.zeros(1, 128), "layers.2.bias": torch.zeros(1)})
-    with pytest.raises(ValueError, match="left over \\['layers.2.bias'\\]"):
+    with pytest.raises(ValueError, match="unexpected \\['layers.2.bias'\\]"):
         load_reward_model(saved, "float32")
     rewrite_head(saved, {"layers.0.weight": torch.zeros(1, 64)})
-    with pytest.raises(ValueError, match="of another shape"):
+    with pytest.raises(ValueError, match="of a different shape"):
         load_reward_model(saved, "float32")
 
 
@@ -151,7 +151,7 @@ def rewrite_head(folder, tensors):
 def test_a_folder_that_is_not_as_it_was_written_is_refused(saved, harm):
     load_reward_model(saved, "float32")
     harm(saved)
-    with pytest.raises(ValueError, match="copied in part, or changed"):
+    with pytest.raises(ValueError, match="was changed or not copied completely"):
         load_reward_model(saved, "float32")
 
 

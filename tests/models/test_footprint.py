@@ -101,5 +101,5 @@ def test_thousands_of_tiny_answers_are_as_many_tokens_in_fewer():
 
 
 def test_a_model_that_is_not_here_is_said_to_be_unknown():
-    with pytest.raises(Unknown, match="no config to be read offline"):
+    with pytest.raises(Unknown, match="its config cannot be read offline"):
         footprint.build("nobody/has-this-model", Model(path="nobody/has-this-model"), torch.float32)

@@ -249,11 +249,11 @@ def test_a_contract_beside_the_weights_counts(classifier, tokenizer):
     [
         ("v_head.summary.2.bias", None, "missing \\['v_head.summary.2.bias'\\]"),
         ("v_head.summary.0.weight", None, "missing \\['v_head.summary.0.weight'\\]"),
-        (None, "v_head.summary.4.weight", "left over \\['v_head.summary.4.weight'\\]"),
-        (None, "score.weight", "left over \\['score.weight'\\]"),
+        (None, "v_head.summary.4.weight", "unexpected \\['v_head.summary.4.weight'\\]"),
+        (None, "score.weight", "unexpected \\['score.weight'\\]"),
         ("model.norm.weight", None, "backbone.*missing \\['model.norm.weight'\\]"),
         ("lm_head.weight", None, "backbone.*missing \\['lm_head.weight'\\]"),
-        (None, "model.extra.weight", "backbone.*left over \\['model.extra.weight'\\]"),
+        (None, "model.extra.weight", "backbone.*unexpected \\['model.extra.weight'\\]"),
     ],
 )
 def test_every_tensor_of_the_authors_model_is_accounted_for(authors, gone, put, said):
@@ -268,8 +268,8 @@ def test_every_tensor_of_the_authors_model_is_accounted_for(authors, gone, put, 
     [
         ("score.weight", None, "no score.weight"),
         ("model.norm.weight", None, "backbone.*missing \\['model.norm.weight'\\]"),
-        (None, "score.2.weight", "left over \\['score.2.weight'\\]"),
-        (None, "model.extra.weight", "backbone.*left over \\['model.extra.weight'\\]"),
+        (None, "score.2.weight", "unexpected \\['score.2.weight'\\]"),
+        (None, "model.extra.weight", "backbone.*unexpected \\['model.extra.weight'\\]"),
     ],
 )
 def test_every_tensor_of_a_classifier_is_accounted_for(classifier, gone, put, said):
@@ -284,7 +284,7 @@ def test_an_mlp_said_to_be_linear_is_refused(authors):
     folder, _, _ = authors()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"vhead_layer_type": "linear"}))
-    with pytest.raises(ValueError, match="missing.*v_head.summary.weight.*left over.*summary.0"):
+    with pytest.raises(ValueError, match="missing.*v_head.summary.weight.*unexpected.*summary.0"):
         load_reward_model(folder, "float32")
 
 
@@ -292,7 +292,7 @@ def test_a_width_that_the_config_does_not_say_is_refused(authors):
     folder, _, _ = authors(neurons=24)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"vhead_num_neurons": 32}))
-    with pytest.raises(ValueError, match="of another shape.*layers.0.weight \\[24, 128\\]"):
+    with pytest.raises(ValueError, match="of a different shape.*layers.0.weight \\[24, 128\\]"):
         load_reward_model(folder, "float32")
 
 
@@ -304,12 +304,12 @@ def test_a_head_of_another_form_is_refused(authors, form):
 
 
 def test_a_classifier_of_several_labels_is_refused(classifier):
-    with pytest.raises(ValueError, match="a classifier of 3 labels is no reward model"):
+    with pytest.raises(ValueError, match="a classifier with 3 labels is not a reward model"):
         check_reward_model(classifier(labels=3)[0])
 
 
 def test_a_plain_language_model_is_refused(tiny_model):
-    with pytest.raises(ValueError, match="no reward head that is known here"):
+    with pytest.raises(ValueError, match="no reward head that grm_ray can read"):
         load_reward_model(tiny_model)
 
 
@@ -341,5 +341,5 @@ def test_the_authors_model_keeps_its_language_head(authors):
 
 def test_a_hub_id_that_cannot_be_had_is_said_so(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="the model hub does not give it"):
+    with pytest.raises(ValueError, match="the model hub did not provide it"):
         load_reward_model("nobody-here/no-such-reward-model")

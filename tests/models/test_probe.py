@@ -20,8 +20,8 @@ GOOD = {
     "OPT": {**TOKENS, "ffn_dim": 64, "word_embed_proj_dim": 32},
     "Phi": MLP,  # its language head has a bias
 }
-NO_PLUG = "not transformers' pluggable one"
-ACROSS = f"share their prompt get other hidden states.*{NO_PLUG}"
+NO_PLUG = "cannot be replaced through transformers"
+ACROSS = f"share their prompt get different hidden states.*{NO_PLUG}"
 BAD = {
     "Bloom": (TOKENS, ACROSS),
     "Mamba": (TOKENS, ACROSS),

@@ -128,7 +128,7 @@ def test_a_sign_stands_only_where_the_difference_to_the_baseline_leaves_out_zero
     assert row(markdown, "base (baseline)")[1].startswith("50.0 (")
     assert row(markdown, "better")[1].startswith("▲ 85.0 (")
     assert row(markdown, "other")[1].startswith("50.0 (")
-    assert "Of 2 such comparisons about 0.1 would carry a sign by chance" in markdown
+    assert "Of 2 such comparisons about 0.1 would be marked by chance" in markdown
     assert text.count('class="sign up"') == 1 and 'class="sign"' not in text
     swapped = three_models()
     swapped = {"better": swapped["better"], "base": swapped["base"]}
@@ -139,7 +139,7 @@ def test_the_verdict_names_gains_and_calls_chance_chance(tmp_path):
     text, markdown, _ = write(judged(three_models()), tmp_path)
     for shown in (text, markdown):
         assert "better is better than base on the one set and worse on none." in shown
-        assert "other is better than base on no set, nor worse" in shown
+        assert "other is better than base on no set, and worse on none" in shown
 
 
 def test_page_and_markdown_hold_the_same_figures(tmp_path):
@@ -360,9 +360,9 @@ def test_a_study_says_what_its_intervals_cover_and_shows_each_training(tmp_path)
     for shown in (text, markdown):
         assert "Figures are means over 3 trainings (seed: s0, s1, s2)" in shown
         assert "cover both prompts and trainings" in shown
-        assert "An ensemble is made once" in shown
+        assert "An ensemble exists only once" in shown
         assert "bootstrapped" not in shown and "mostly chance" not in shown
-        assert "The prompts of 3 of 40 contests of one stand in the training files too." in shown
+        assert "The prompts of 3 of 40 contests of one are also in the training files." in shown
         assert "from study.json" in shown
     assert row(markdown, "one", "## Each training")[2:] == [
         "50.0", "52.5", "55.0", "–", "–", "–"
@@ -377,7 +377,7 @@ def test_a_study_says_what_its_intervals_cover_and_shows_each_training(tmp_path)
 
 def test_one_seed_says_nothing_about_training_and_two_say_little(tmp_path):
     _, markdown, _ = write(trained_often(1), tmp_path)
-    assert "One seed: the interval says nothing about training noise." in markdown
+    assert "There is only one seed: the interval does not include training noise." in markdown
     assert "## Each training" not in markdown
     _, markdown, _ = write(trained_often(2), tmp_path)
     assert "their width is mostly chance: see each training below" in markdown

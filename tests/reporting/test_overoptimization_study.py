@@ -89,7 +89,7 @@ def result():
 def test_the_verdict_names_who_ends_highest_beside_the_baseline(result):
     assert verdict(result, "noisy") == (
         "Best of 8: wco ends highest in true reward, at 0.700; bt at 0.620 (difference 0.080, "
-        "0.030–0.130 as an interval). PPO: bt ends highest in true reward, at 0.600."
+        "interval 0.030–0.130). PPO: bt ends highest in true reward, at 0.600."
     )
 
 
@@ -106,7 +106,7 @@ def test_tables_have_what_is_finished(result):
 
 def test_the_page_bears_missing_parts_and_odd_names(result, tmp_path):
     page = write_overoptimization(result, tmp_path).read_text()
-    assert "No proxy has been searched yet." in page and "(the same for all)" in page
+    assert "No proxy has been optimised against yet." in page and "(the same for all)" in page
     assert page.count("<svg") > 5 and "PPO: true reward over distance" in page
     odd = copy.deepcopy(result)
     odd["proxies"]["bt"] = {"model": "<script>alert(1)</script>"}

@@ -99,7 +99,9 @@ def test_a_finished_run_says_what_was_gained_and_with_what_interval(tmp_path):
     assert "95\u00a0% interval +" in text
     for words in ("KL to the reference", "nats per answer", "Seconds by phase", "ppo:\n  steps: 3"):
         assert words in text
-    assert "Largest gain" in text and "The median change" in text and "picked by that rule" in text
+    assert (
+        "Largest gain" in text and "The median change" in text and "selected by that rule" in text
+    )
     assert "still going on" not in text
 
 
@@ -113,7 +115,7 @@ def test_no_difference_is_not_sold_as_one(tmp_path):
     rows = [sample(i, "x", 0.1 * (i % 3)) for i in range(12)]
     moved = [sample(i, "y", 0.1 * ((i + 1) % 3)) for i in range(12)]
     run = make_run(tmp_path / "run", steps=[ppo_step(3)], samples={"before": rows, "after": moved})
-    assert "the true reward moved by no more than chance would move it" in read(run)
+    assert "the true reward changed by no more than chance would explain" in read(run)
 
 
 def test_what_models_and_data_wrote_is_shown_and_never_run(tmp_path):
@@ -154,7 +156,7 @@ def test_a_killed_run_shows_what_it_has_and_says_what_is_missing(tmp_path):
         "Step 2 of 20",
         "samples/after.parquet cannot be read",
         "2 input rows could not be used",
-        "from step 2 on at times: loss/value",
+        "first in step 2: loss/value",
         "Conversations, before training",
     ):
         assert words in text
@@ -177,7 +179,7 @@ def test_a_run_without_a_true_reward_is_judged_by_the_reward_and_says_so(tmp_pat
     )
     text = read(run)
     assert "the reward model&#x27;s score rose" in text or "the reward model's score rose" in text
-    assert "No true reward was watched" in text
+    assert "No true reward was measured" in text
     assert "True reward: the judge" not in text
 
 
@@ -198,11 +200,11 @@ def test_a_reward_model_run_shows_accuracy_with_its_interval(tmp_path):
     ]
     text = read(make_run(tmp_path / "run", "rm", steps, config="model:\n  path: tiny\n"))
     assert "71.0\u00a0% of cases (95\u00a0% interval 66.0\u00a0% to 76.0\u00a0%)" in text
-    assert "not told apart from chance" not in text
+    assert "not clearly better than chance" not in text
     assert "backbone tiny" in text and "Parts of the loss" in text
     steps[2]["eval/accuracy_low"] = 0.49
     text = read(make_run(tmp_path / "weak", "rm", steps))
-    assert "not told apart from chance" in text
+    assert "not clearly better than chance" in text
 
 
 def test_the_job_writes_the_page_of_one_run_and_names_it(tmp_path, capsys):

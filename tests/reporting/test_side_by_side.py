@@ -108,7 +108,7 @@ def test_the_page_of_one_run_has_the_section_once_there_are_three_evaluations(tm
 def test_without_a_kl_of_its_own_an_evaluation_takes_that_of_the_next_steps_answers(tmp_path):
     with_kl = read_trajectory(read_run(studied_run(tmp_path / "with")))
     without = read_trajectory(read_run(studied_run(tmp_path / "without", kl=False)))
-    assert with_kl.notes == [] and "next step's training answers" in without.notes[0]
+    assert with_kl.notes == [] and "training answers of the next step" in without.notes[0]
     kls = [e.kl for e in without.evaluations]
     assert kls[0] == 0.0
     # Row s + 1 tells the KL of the weights of step s; after the last step there is only its own.
@@ -134,7 +134,7 @@ def test_prompts_are_paired_by_uid_and_only_those_that_all_evaluations_have(tmp_
     assert list(rewards[-1]) == pytest.approx([by_uid[uid] for uid in sorted(by_uid)])
     (run.folder / "samples" / "held-out-00015.parquet").unlink()
     rewards, reason = paired(read_trajectory(run).evaluations)
-    assert rewards is None and reason == "no answers were kept of step 15"
+    assert rewards is None and reason == "no answers of step 15 were saved"
 
 
 def test_settings_that_differ_are_shown_and_those_alike_are_not(tmp_path):
@@ -224,7 +224,7 @@ def test_runs_that_lack_things_still_have_their_place(tmp_path):
 
 def test_all_runs_without_anything_to_draw_make_a_page_too(tmp_path):
     text = together(tmp_path, make_run(tmp_path / "one"), make_run(tmp_path / "two"))
-    assert "2 runs side by side" in text and "All settings are alike" in text
+    assert "2 runs side by side" in text and "All settings are the same" in text
 
 
 def test_a_guard_that_acted_is_quoted(tmp_path):

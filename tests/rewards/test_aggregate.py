@@ -244,7 +244,7 @@ def test_a_member_without_spread_is_named() -> None:
 
 
 def test_scores_of_another_number_of_members_are_refused() -> None:
-    with pytest.raises(ValueError, match="scores of 1 members, but 3 measured"):
+    with pytest.raises(ValueError, match="scores of 1 members, but scales of 3"):
         MemberNormalizer.fit(_random(3, 7)).normalize(_random(1, 4))
 
 

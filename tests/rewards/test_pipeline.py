@@ -156,7 +156,7 @@ def test_rules_count_where_the_gate_is_open():
                     {"stage": "rule", "rule": {"name": "matches", "pattern": "("}, "weight": 1}
                 ]
             },
-            "no regular expression",
+            "not a regular expression",
         ),
         (
             {"stages": [{"stage": "rule", "rule": {"name": "matches"}, "weight": 1}]},
@@ -169,20 +169,20 @@ def test_rules_count_where_the_gate_is_open():
                     {"stage": "rule", "rule": {"name": "http", "url": "ftp://x"}, "weight": 1}
                 ]
             },
-            "no http or https address",
+            "not an http or https address",
         ),
-        ({"aggregate": "wco"}, "nothing to aggregate"),
+        ({"aggregate": "wco"}, "needs no aggregate"),
         ({"references": 3}, "no stage compares with them"),
         ({**THREE, "aggregate": {"name": "uwo"}}, "needs weight"),
         ({**THREE, "aggregate": {"name": "cvar", "tau": 2}}, "at most 1"),
         ({**THREE, "aggregate": "conjunction", "stages": ["par"]}, "leave it out"),
-        ({**THREE, "aggregate": "conjunction"}, "2 or more, better 8"),
-        ({"stages": ["lsc"]}, "2 or more, better 8"),
-        ({"stages": ["normalize", "par"]}, "put par first"),
-        ({"stages": ["par", "lsc"], "references": 4}, "put lsc first"),
+        ({**THREE, "aggregate": "conjunction"}, "2 or more, preferably 8"),
+        ({"stages": ["lsc"]}, "2 or more, preferably 8"),
+        ({"stages": ["normalize", "par"]}, "put par before it"),
+        ({"stages": ["par", "lsc"], "references": 4}, "put lsc before it"),
         ({"stages": ["centred", {"stage": "factor", "rule": "repetition"}]}, "0 or more"),
         ({"stages": [{"stage": "clip_to_spread", "width": "a"}]}, "clip_to_spread"),
-        ({"stages": ["math:pi"]}, "is no function"),
+        ({"stages": ["math:pi"]}, "is not a function"),
         ({"stages": [{"stage": "tests.judges:shorter"}]}, "needs response"),
         ({"stages": [{"stage": "rule", "rule": "math:sqrt", "weight": 1}]}, "rule math:sqrt"),
         (
@@ -200,13 +200,16 @@ def test_what_a_stage_refuses_is_refused_before_the_run(keys, message):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({}, "one of the two"),
-        ({"path": "a", **THREE}, "one of the two"),
+        ({}, "not both"),
+        ({"path": "a", **THREE}, "not both"),
         ({"members": {"a": "a"}}, "2 or more"),
-        ({"path": "a", "stages": [], "missing_eos_penalty": 1}, "a stage of its own"),
-        ({"path": "a", "stages": ["rule"]}, "have a rule"),
+        ({"path": "a", "stages": [], "missing_eos_penalty": 1}, "give it as one of them"),
+        ({"path": "a", "stages": ["rule"]}, "need the key rule"),
         ({"members": {"a": "x", "b": "x"}}, "never disagree"),
-        ({"path": "a", "stages": [{"stage": "missing_eos", "penalty": math.inf}]}, "reckon"),
+        (
+            {"path": "a", "stages": [{"stage": "missing_eos", "penalty": math.inf}]},
+            "not a finite number",
+        ),
         ({"path": ""}, "an empty path"),
     ],
 )

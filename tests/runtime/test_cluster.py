@@ -43,7 +43,7 @@ def test_a_sigterm_to_the_whole_group_ends_it_at_once_and_says_how_to_go_on(tmp_
     os.killpg(process.pid, signal.SIGTERM)
     said, _ = process.communicate(timeout=90)
     assert process.returncode == 1
-    assert said == "\ninterrupted; there is no checkpoint to go on from\n"
+    assert said == "\ninterrupted; there is no checkpoint to continue from\n"
     # Ray waits a minute for its own processes when they were told to end as well.
     assert time.monotonic() - since < 45
     assert not psutil.wait_procs(started, timeout=5)[1]

@@ -67,7 +67,7 @@ def test_anything_else_ends_the_rule_with_its_address(url, monkeypatch, answer):
 def test_nobody_there():
     with pytest.raises(RuntimeError, match="rule http: http://127.0.0.1:9"):
         http(["a"], ["?"], "http://127.0.0.1:9", timeout_s=2)
-    with pytest.raises(ValueError, match="no http or https address"):
+    with pytest.raises(ValueError, match="not an http or https address"):
         http([], [], "file:///etc/passwd")
 
 

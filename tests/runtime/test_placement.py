@@ -67,7 +67,7 @@ def test_a_part_of_a_gpu_is_a_part_of_one_device():
             [*bundles({"a": Workers(count=2, gpus=0.6)}), *bundles({"b": Workers(gpus=1)})],
             [Node("n", 9, 2)],
         )
-    with pytest.raises(ValueError, match="whole ones"):
+    with pytest.raises(ValueError, match="whole GPUs"):
         Workers(gpus=1.5)
 
 

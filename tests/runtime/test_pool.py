@@ -44,7 +44,7 @@ def test_idle_workers_take_turns_and_a_dead_one_is_found(small_cluster):
 
     os.kill(pids[2], signal.SIGKILL)
     answers = [ask(pool) for _ in range(4)]
-    assert said == ["echo 2 died and is replaced"] and pool.replaced == 1
+    assert said == ["echo 2 died and is being replaced"] and pool.replaced == 1
     assert pids[2] not in answers
 
 
@@ -162,7 +162,7 @@ def test_who_is_silent_beyond_hope_is_replaced(small_cluster):
     submit(1)
     seconds[0] = 0.0  # the next one is quick
     assert [e.value for e in until_done(pool, 1)] == [2]
-    assert said == ["doubler 0 died and is replaced"] and pool.retried == 1
+    assert said == ["doubler 0 died and is being replaced"] and pool.retried == 1
     for handle in pool.handles:
         ray.kill(handle)
 
@@ -192,7 +192,7 @@ def test_a_place_whose_workers_always_die_stays_empty_while_others_work(small_cl
             for ref in pool._transport.wait(pool.waitables(), 1.0):
                 pool.handle(ref)
     assert pool.states == [State.RETIRED, State.HEALTHY]
-    assert said[-1] == "doubler 0 died 3 times in a row: its place is empty for 30 s"
+    assert said[-1] == "doubler 0 died 3 times in a row: no new one is started for 30 s"
     assert len(pool.handles) == 1
     for handle in pool.handles:
         ray.kill(handle)

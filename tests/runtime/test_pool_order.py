@@ -123,7 +123,7 @@ def test_a_start_that_fails_counts_as_a_death_where_the_role_has_served():
     scene.give(ref, RayActorError())
     scene.give(scene.workers[2].ready, RuntimeError("the device is still taken"))
     assert scene.pool.replaced == 2 and len(scene.workers) == 3
-    assert scene.said[-1] == "worker 0 died 2 times in a row: its place is empty for 15 s"
+    assert scene.said[-1] == "worker 0 died 2 times in a row: no new one is started for 15 s"
     scene.clock.seconds += 15
     scene.pool.look_after()
     scene.give(scene.workers[3].ready, None)
@@ -138,7 +138,7 @@ def test_a_first_start_that_fails_is_an_error_of_the_program():
 def test_a_place_in_which_nobody_lives_to_start_is_given_up_and_the_others_serve():
     scene = Scene(3, lambda worker: RayActorError() if worker.slot == 1 else None)
     assert scene.pool.states == [State.HEALTHY, State.RETIRED, State.HEALTHY]
-    assert scene.said[-1] == "worker 1 died 4 times in a row: its place is empty for 60 s"
+    assert scene.said[-1] == "worker 1 died 4 times in a row: no new one is started for 60 s"
     assert scene.give(scene.submit(work())[1], 3) == ["result"]
 
 

@@ -79,7 +79,7 @@ def test_rows_that_kill_scorers_do_not_end_the_service_however_often_they_come(s
         deadly = [service.ask(rows("poison")), service.ask(rows("poison", "too"))]
         futures += [service.ask(rows(f"fine {i}")) for i in range(6)]
         for one in deadly:
-            with pytest.raises(RequestRefused, match="die of these rows|died of these rows"):
+            with pytest.raises(RequestRefused, match="die on these rows|died on these rows"):
                 one.result(60)
         assert [scores(f) for f in futures] == [[6.0]] * 12
     assert service.failed is None
@@ -89,13 +89,13 @@ def test_a_scorer_that_does_not_answer_counts_as_dead(service):
     asleep = service.ask(rows("sleep"))
     time.sleep(0.5)
     other = service.ask(rows("fine"))
-    with pytest.raises(RequestRefused, match="die of these rows"):
+    with pytest.raises(RequestRefused, match="die on these rows"):
         asleep.result(60)
     assert scores(other) == [4.0] and service.failed is None
 
 
 def test_what_has_no_room_is_told_so_and_room_comes_back(service):
-    with pytest.raises(Busy, match="0 rows are waiting, 100 may"):
+    with pytest.raises(Busy, match="0 rows are waiting, at most 100 are allowed"):
         service.ask(rows(*["x"] * 101))
     with pytest.raises(Busy, match="bytes are waiting"):
         service.ask(rows("x" * 10_001))
@@ -117,9 +117,9 @@ def test_whoever_left_is_not_scored(service):
 def test_the_end_is_told_to_whoever_waits(service):
     future = service.ask(rows("sleep"))
     service.stop()
-    with pytest.raises(Busy, match="the scorers are gone"):
+    with pytest.raises(Busy, match="no scorer is left"):
         future.result(10)
-    with pytest.raises(Busy, match="the scorers are gone"):
+    with pytest.raises(Busy, match="no scorer is left"):
         service.ask(rows("fine"))
 
 
@@ -128,7 +128,7 @@ def test_as_many_deadly_requests_as_scorers_at_once(service):
     deadly = [service.ask(rows("poison", "x" * n)) for n in range(4)]
     good = [service.ask(rows("x" * n)) for n in range(1, 9)]
     for future in deadly:
-        with pytest.raises(RequestRefused, match="scorers die of these rows"):
+        with pytest.raises(RequestRefused, match="scorers die on these rows"):
             future.result(120)
     assert [scores(future) for future in good] == [[float(n)] for n in range(1, 9)]
     assert service.failed is None and service.waiting_rows == 0

@@ -85,7 +85,7 @@ def test_what_is_wrong_with_the_newest_is_told_with_the_way_to_the_one_before(tm
     for step in (5, 10):
         snapshots.write(step, fill(str(step)))
     newest = tmp_path / "step-00010"
-    way = f"; to go on from step-00005, move {newest} away"
+    way = f"; to continue from step-00005, move {newest} away"
     with pytest.raises(ConfigError, match="weights differ" + way), snapshots.reading(newest):
         raise ConfigError("weights differ")
     (newest / "state.json").write_text("{")

@@ -113,7 +113,7 @@ def test_a_backend_that_is_missing_or_unknown_is_named_before_work_starts(tmp_pa
     with pytest.raises(ValueError, match="make install EXTRAS=cpu,demo,dev,wandb"):
         Tracker(tmp_path / "run", TAGS, ["wandb"])
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ValueError, match="'wandbb' is not known; one of tensorboard, wandb"):
+    with pytest.raises(ValueError, match="'wandbb' is not known; use one of tensorboard, wandb"):
         check_backends(["wandbb"])
 
 

@@ -50,7 +50,7 @@ def test_a_plateau_is_not_taken_for_a_loss():
     ("means", "prompts", "note"),
     [
         ([-0.1, -0.2], 200, "never above the baseline"),
-        ([0.001, 0.0005], 200, "not told apart from none"),
+        ([0.001, 0.0005], 200, "not clearly above 0"),
         ([1.0, 0.5], 1, "one prompt"),
     ],
 )

@@ -80,9 +80,9 @@ def test_the_unit_of_d_does_not_make_a_fit_singular():
     [
         ([], [], "log", "0 points"),
         ([0, 1, 4], [0.0, 1.0, 1.5], "log", "2 points"),
-        ([4, 4, 4], [1.0, 1.1, 0.9], "log", "one KL"),
-        ([1, 1, 1], [1.0, 1.1, 0.9], "log", "one KL"),
-        ([4, 4, 4], [1.0, 1.1, 0.9], "quadratic", "one KL"),
+        ([4, 4, 4], [1.0, 1.1, 0.9], "log", "the same KL"),
+        ([1, 1, 1], [1.0, 1.1, 0.9], "log", "the same KL"),
+        ([4, 4, 4], [1.0, 1.1, 0.9], "quadratic", "the same KL"),
         (D**2, log_curve(D, b=-0.5), "log", "b = -0.5 is not above 0: the curve has no peak"),
         (D**2, quadratic(D, b=-0.1), "quadratic", "b = -0.1 is not above 0"),
         (D**2, quadratic(D, a=-1.2), "quadratic", "falls from the start"),

@@ -166,7 +166,10 @@ def test_rm_bench_counts_domains_alike_and_safety_as_one():
         (lambda: reward_bench_2([contest([1, 2], [0])]), "'p': one right answer, not 2"),
         (lambda: reward_bench_2([contest([1], [0], "Ties")]), "nothing to average: .*Ties"),
         (lambda: ties([contest([1], [0], "Ties")]), "no question"),
-        (lambda: ties([contest([1], [0], "Ties")] * 2), "prompt 'p': two of one kind"),
+        (
+            lambda: ties([contest([1], [0], "Ties")] * 2),
+            "prompt 'p': two contests of the same kind",
+        ),
         (lambda: rm_bench([]), "nothing to average"),
         (lambda: rm_bench([contest([1], [0], "chat")]), "three chosen and three .* not 1 and 1"),
         (lambda: rm_bench([contest([1] * 3, [0] * 3, "art")]), "no subset 'art'"),

@@ -89,7 +89,10 @@ def fit(config: BestOfNJob, shards: Iterable[tuple[Path, ShardScores]]) -> Ensem
             found.add(answers.scores[column(name)])
     flat = [name for name, found in moments.items() if found.count and not found.std > 0]
     if flat:
-        raise ConfigError(f"proxies.{flat[0]}: one score for all answers: an ensemble needs more")
+        raise ConfigError(
+            f"proxies.{flat[0]}: it gives all answers the same score, so that an ensemble cannot "
+            "bring it to a common scale"
+        )
     return Ensembles(
         {
             column(name): (

@@ -91,7 +91,7 @@ def check_resumable(config: BestOfNJob, identity: dict[str, str]) -> None:
     """
     file = Path(config.runs).expanduser() / config.name / MADE_WITH
     if not file.is_file():
-        raise ConfigError(f"--resume: {file.parent} holds no run; start it without --resume")
+        raise ConfigError(f"--resume: {file.parent} contains no run; start it without --resume")
     saved = json.loads(file.read_text(encoding="utf-8"))
     check_identity((file.parent, saved), identity)
     check_same_run(saved["config"], config)
@@ -108,7 +108,7 @@ def _sample(
     """Make the shards that lack; workers start only where there is one."""
     there = {int(file.stem.split("-")[1]) for file in shards.finished(folder)}
     if there:
-        print(f"{len(there)} finished shards are there", flush=True)
+        print(f"{len(there)} shards are already finished", flush=True)
     todo = (
         (number, prompts)
         for number, prompts in shards.numbered(config, left_out)
@@ -189,7 +189,11 @@ class _Sampling:
     def _again(self, shard: Shard) -> None:
         """Rows of the shard went with a machine: it is made anew, and what still comes of the old
         one is not looked at."""
-        print(f"shard {shard.number}: rows went with a machine; it is made again", flush=True)
+        print(
+            f"shard {shard.number}: some of its rows were lost with a machine; it is computed "
+            "again",
+            flush=True,
+        )
         self._under_way.remove(shard)
         self._begin(shard.number, self._prompts[shard.number])
 

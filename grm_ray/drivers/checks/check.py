@@ -79,7 +79,7 @@ def _started(
         if job.model.trust_remote_code and not scoring.trust_remote_code:
             raise ConfigError(
                 f"{where}: model.trust_remote_code: true, but scoring.trust_remote_code: false: "
-                "the trained model would not load; set both alike"
+                "the trained model could not be loaded; give both the same value"
             )
         try:
             found = check_job(job, cluster)

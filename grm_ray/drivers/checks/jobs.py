@@ -87,7 +87,9 @@ def _reward_model(config: RewardModelJob, plan: JobPlan) -> None:
         check_data(source, {"prompt", *config.head.attributes} if loss.regression else PAIR, plan)
     check_pairs(config.data.eval, plan)
     if not config.data.eval and config.data.holdout == 0:
-        raise ConfigError("data.holdout: 0 and no data.eval leave nothing to evaluate on")
+        raise ConfigError(
+            "data.holdout: 0 and no data.eval leave no pairs to evaluate on; set one of them"
+        )
 
 
 def _begun_from(config: RewardModelJob, folder: Path | None) -> None:
@@ -111,7 +113,7 @@ def _not_inside(config: Job, paths: Mapping[str, str]) -> None:
     for key, path in paths.items():
         if Path(path).expanduser().resolve().is_relative_to(own):
             raise ConfigError(
-                f"{key}: {path} lies in this run's own folder, which is kept aside when the run "
+                f"{key}: {path} lies in this run's own folder, which is moved aside when the run "
                 "starts; give the run another name"
             )
 
@@ -119,7 +121,8 @@ def _not_inside(config: Job, paths: Mapping[str, str]) -> None:
 def _require_whole(folder: Path, meta: Mapping[str, Any]) -> None:
     if is_ours(folder) and not is_whole(folder, dict(meta)):
         raise ConfigError(
-            f"reward model {folder}: weights or contract are not those that were saved"
+            f"reward model {folder}: weights or contract differ from those that were saved; "
+            "copy the folder again"
         )
 
 
@@ -176,7 +179,7 @@ def _scorer(
         longest = config.data.max_prompt_length + config.rollout.max_new_tokens + 1
         if contract is not None and longest > contract.max_length:
             raise ConfigError(
-                f"{key}: {path} reads {contract.max_length} tokens, but "
+                f"{key}: {path} reads at most {contract.max_length} tokens, but "
                 f"data.max_prompt_length + rollout.max_new_tokens + 1 is {longest}; lower one of "
                 "them"
             )
@@ -244,7 +247,8 @@ def look_up(model: Model) -> None:
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"model {model.path}: no such folder here, and the model hub does not give it ({said})"
+            f"model {model.path}: no such local folder, and the model hub did not provide it "
+            f"({said})"
         ) from None
     _check_model(model, described, tokenizer)
 

@@ -62,6 +62,6 @@ def check_readable(config: PpoJob, policy_path: str, prompts: Iterable[Prompt]) 
             except jinja2.TemplateError as error:
                 raise ConfigError(
                     f"{key}: the chat template of {path} refuses a conversation of "
-                    f"{', '.join(kind)}: {error}; leave such prompts out of data, or take another "
+                    f"{', '.join(kind)}: {error}; leave such prompts out of data, or use another "
                     "reward model"
                 ) from None

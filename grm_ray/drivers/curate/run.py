@@ -66,7 +66,7 @@ def run(config: CurateJob, resume: bool = False) -> Path:
     quarantine.add_many(config.data.path, int((~kept_P).sum()), scoring.NO_SCORE)
     quarantine.write(folder / "quarantine.jsonl")
     if not kept_P.any():
-        raise ConfigError(f"{config.data.path}: no pair got a vote")
+        raise ConfigError(f"{config.data.path}: no pair received a vote")
     curated = curate.act(
         curate.judged(votes_PM[kept_P]),
         config.policy,
@@ -113,7 +113,7 @@ def _margins(scored: pa.Table, count: int, file: Path) -> np.ndarray:
     score_A, chosen_A = scored["score"].to_numpy(), scored["chosen"].to_numpy()
     row_A = scored["contest"].to_numpy()
     if not all(np.array_equal(row_A[side_A], np.arange(count)) for side_A in (chosen_A, ~chosen_A)):
-        raise ValueError(f"{file}: scores of {len(score_A) // 2} pairs, asked were {count}")
+        raise ValueError(f"{file}: it has scores of {len(score_A) // 2} pairs, expected {count}")
     return score_A[chosen_A].astype(np.float64) - score_A[~chosen_A]
 
 
@@ -146,5 +146,8 @@ def _tell(curated: curate.Curated, target: Path) -> None:
     actions, counts = np.unique(curated.action_P.astype(str), return_counts=True)
     shown = ", ".join(f"{count} {action}" for action, count in zip(actions, counts, strict=True))
     against = float((curated.strength_mean_P < 0).mean())
-    print(f"{len(curated.action_P)} pairs: {shown}; the voters are against {100 * against:.1f} %")
+    print(
+        f"{len(curated.action_P)} pairs: {shown}; the voters disagree with the labels of "
+        f"{100 * against:.1f} %"
+    )
     print(f"train on it with data.train.path: {target}")

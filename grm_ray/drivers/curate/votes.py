@@ -85,7 +85,9 @@ def voter(config: CurateJob, number: int = 0, train: Source | None = None) -> Re
     }
     job = validate(RewardModelJob, raw, "base")
     if job.head.attributes:
-        raise ConfigError("base: head.attributes: voters learn from pairs; leave it out")
+        raise ConfigError(
+            "base: head.attributes: voters learn from pairs, not from grades; leave it out"
+        )
     return job
 
 

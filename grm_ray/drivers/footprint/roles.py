@@ -181,7 +181,7 @@ def _rollout(config: PpoJob | BestOfNJob, policy: Model, engine: Engine, answer:
         role.parts["packed language head"] = vocabulary * width * each * tied
         role.parts["KV cache"] = max(1, round(engine.kv_cache_gb)) * GIB
     else:
-        role.about.append(f"of each GPU {engine.gpu_memory_utilization:g} is the engine's")
+        role.about.append(f"the engine takes {engine.gpu_memory_utilization:g} of each GPU")
     widest = max(p.shape[0] for p in lm.parameters() if p.dim() == 2 and p.shape[0] != vocabulary)
     logits = engine.max_num_seqs * vocabulary * 4 * 3  # fp32: logits, log-probs, what is sorted
     role.parts["activations"] = max(logits, prefill * (2 * widest + 4 * width) * each) / ranks
@@ -228,7 +228,7 @@ def _counted(what: str, size: Size, model: Model) -> str:
     if model.lora is not None and model.lora.last_layers is not None:
         how += f" in the last {model.lora.last_layers} layers"
     if model.frozen:
-        how = "frozen, the head alone"
+        how = "frozen, only the head is trained"
     return (
         f"{what}: {in_words(size.total)} parameters, {in_words(size.trainable)} trainable ({how})"
     )

@@ -57,7 +57,7 @@ def scorer_of(
     # processes of a machine have in common.
     mapped = not workers.gpus and all(_saved_as(path) == role.dtype for path in paths)
     weights = sum(held.values())
-    role.parts["weights, in common" if mapped else "weights"] = (
+    role.parts["shared weights" if mapped else "weights"] = (
         weights / workers.count if mapped else weights
     )
     heap = 1.0 if workers.gpus else KEPT_HEAP
@@ -95,7 +95,7 @@ def _saved(path: str, dtype: str, trust: bool) -> tuple[Any, tuple[str, float] |
     trained from, and the bytes of the matrices that the adapter changed."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise Unknown(f"{path}: no config to be read offline")
+        raise Unknown(f"{path}: its config cannot be read offline")
     try:
         meta = check_reward_model(folder)
     except ValueError as error:

@@ -53,7 +53,10 @@ def _line(role: Role) -> str:
         parts["process"] = BASELINE[role.name] * GIB
     told = " + ".join(f"{what} {_gib(size)}" for what, size in parts.items() if size >= GIB / 200)
     if not any(role.parts.values()):
-        return f"  {role.name} x {count}: its model's is not known; process {_gib(role.on_host)}"
+        return (
+            f"  {role.name} x {count}: the memory of its model is not known; process "
+            f"{_gib(role.on_host)}"
+        )
     line = f"  {role.name} x {count}: {_gib(role.device if gpu else role.on_host)} each: {told}"
     return f"{line}; {_gib(role.on_host)} of the machine's memory" if gpu else line
 
@@ -85,9 +88,7 @@ def _crowded(roles: Sequence[Role], placed: Mapping[Bundle, Node]) -> list[str]:
     found = []
     for name, (node, taken) in _by_node(roles, placed).items():
         if node.memory is not None and taken > node.memory:
-            found.append(
-                f"{name} has {_gib(node.memory)} GiB, the workers there take {_gib(taken)}"
-            )
+            found.append(f"{name} has {_gib(node.memory)} GiB, but its workers take {_gib(taken)}")
     for role in roles:
         share = min(role.workers.gpus, 1.0)
         nodes = [n for b, n in placed.items() if b.role == role.name and n.gpu_memory is not None]
@@ -111,7 +112,7 @@ def _remedy(config: Job, placed: Mapping[Bundle, Node]) -> str:
             if changed is not None and not _crowded(roles_of(changed), placed):
                 return f"fits with: {' '.join(f'{key}={value}' for key, value in tried.items())}"
         together |= change
-    return "no change of these helps: " + " ".join(f"{k}={v}" for k, v in together.items())
+    return "none of these changes helps: " + " ".join(f"{k}={v}" for k, v in together.items())
 
 
 def _changed(config: Job, changes: Mapping[str, Any]) -> Job | None:
@@ -186,7 +187,7 @@ def _speeds(
     if step:
         seconds = sum(step.values())
         parts = ", ".join(f"{kind} {s:.3g}" for kind, s in step.items())
-        yield f"a step of full rows: {seconds:.3g} s one after another ({parts})"
+        yield f"a step of full rows: {seconds:.3g} s if the phases run one after another ({parts})"
 
 
 def _device(role: Role, placed: Mapping[Bundle, Node], here: bool) -> tuple[Speed | None, str]:

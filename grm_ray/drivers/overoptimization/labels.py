@@ -92,7 +92,7 @@ def _labelled(
         return target
     contests = list(sources.contests(source, quarantine, config.seed))
     rows = []
-    why = "there is none"
+    why = "there are no pairs"
     found = _scores(config, name, source, contests, folder, key)
     for contest, (scores, untrue) in zip(contests, found, strict=True):
         row = _row(contest, *scores) if untrue is None else f"no true reward: {untrue}"
@@ -103,7 +103,7 @@ def _labelled(
             rows.append(row)
     if not rows:
         raise ConfigError(
-            f"data.{name}: {source.path}: the true reward orders no pair of answers ({why})"
+            f"data.{name}: {source.path}: the true reward ranks no pair of answers ({why})"
         )
     put(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return target
@@ -112,7 +112,7 @@ def _labelled(
 def _row(contest: Contest, chosen: float, rejected: float) -> dict[str, Any] | str:
     """A labelled pair, or why there is none."""
     if chosen == rejected:
-        return "the true reward tells the answers not apart"
+        return "the true reward is the same for both answers"
     answers = [contest.chosen[0], contest.rejected[0]]
     better, worse = answers if chosen > rejected else reversed(answers)
     return {
@@ -135,7 +135,9 @@ def _scores(
     none of them: one pair that a program fails on must not end a study."""
     for contest in contests:
         if not isinstance(contest.chosen[0], str) or not isinstance(contest.rejected[0], str):
-            raise ConfigError(f"data.{name}: {source.path}: dialogues that differ before their end")
+            raise ConfigError(
+                f"data.{name}: {source.path}: dialogues that differ before their last answer"
+            )
     if registry.is_path(config.true_reward):
         for scores in _by_model(config, name, source, folder / f"{name}-{key}"):
             refused = any(math.isnan(score) for score in scores)

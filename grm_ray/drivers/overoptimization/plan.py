@@ -169,7 +169,9 @@ def policies(
                 raw = _ppo_config(config, proxy, folders, seed)
                 job = validate(PpoJob, raw, f"proxies.{name}")
                 if job.data.eval is None:
-                    raise ConfigError("ppo.data.eval: policies are compared on the same prompts")
+                    raise ConfigError(
+                        "ppo.data.eval: leave it out; policies are compared on the same prompts"
+                    )
                 about = {"part": "ppo", "noise": noise, "proxy": name, "seed": seed}
                 key = keys.of_policy(job, list(members.values()), truth)
                 cell = JobCell(f"{noise}/{name}/{seed}", job, key, about)
@@ -238,4 +240,4 @@ def _refuse_twins(cells: Mapping[tuple[str, str, int], JobCell]) -> None:
     for cell in cells.values():
         other = first.setdefault(cell.key, cell.name)
         if other != cell.name:
-            raise ConfigError(f"{other} and {cell.name} are the same job: take one of them out")
+            raise ConfigError(f"{other} and {cell.name} are the same job: remove one of them")

@@ -107,7 +107,7 @@ def _make(
     there = [cell for cell in cells if result_of(folder, cell.key).is_file()]
     for cell in there:
         _drop(cell)
-        print(f"{cell.name}: has its result ({cell.key})", flush=True)
+        print(f"{cell.name}: already has its result ({cell.key})", flush=True)
     todo = [cell for cell in cells if cell not in there]
     if not todo:
         return
@@ -118,7 +118,7 @@ def _make(
 
     def begun() -> Iterator[subjobs.Call]:
         for number, cell in enumerate(todo, start=len(there) + 1):
-            print(f"{cell.name}: begins, {number} of {len(cells)} ({cell.key})", flush=True)
+            print(f"{cell.name}: starts, {number} of {len(cells)} ({cell.key})", flush=True)
             wanted = subjobs.Call(
                 cell.module, cell.job, folder / "cells" / f"{cell.key}.yaml", _resumable(cell)
             )

@@ -43,15 +43,15 @@ def read_canaries(source: Source, quarantine: Quarantine) -> list[Canary]:
     """The rows of `source`, which have a `prompt` and a regular expression in `matches`.
 
     Raises:
-        ConfigError: the source cannot be used, a pattern is no regular expression, a prompt stands
-            twice, or there is no row left.
+        ConfigError: the source cannot be used, a pattern is not a regular expression, a prompt
+            stands twice, or there is no row left.
     """
     found: dict[str, Canary] = {}
     for file, line, row in files.rows(source, COLUMNS):
         try:
             turns = parse.prompt(row)
             if not isinstance(given := row.get("matches"), str) or not given:
-                raise BadRow("matches: no regular expression")
+                raise BadRow("matches: not a regular expression")
         except BadRow as error:
             quarantine.add(file, line, str(error))
             continue
@@ -60,11 +60,11 @@ def read_canaries(source: Source, quarantine: Quarantine) -> list[Canary]:
         except (re.error, OverflowError, RecursionError) as error:
             shown = reprlib.repr(given)
             raise ConfigError(
-                f"{file}, line {line}: matches: {shown} is no regular expression ({error})"
+                f"{file}, line {line}: matches: {shown} is not a regular expression ({error})"
             ) from None
         name = prompt_id(as_messages(turns))
         if name in found:
-            raise ConfigError(f"{file}, line {line}: this prompt stands there already")
+            raise ConfigError(f"{file}, line {line}: this prompt is already in the file")
         found[name] = Canary(Prompt(name, turns), pattern)
         if source.limit is not None and len(found) == source.limit:
             break

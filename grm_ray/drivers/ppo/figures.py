@@ -43,14 +43,15 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
     lines, step = [], metrics["step"]
     if not metrics["rows_learned"]:
         lines.append(
-            f"step {step}: no answer is left to learn from, and the policy is as it was: "
-            "ppo.mask_unfinished leaves out what did not end before rollout.max_new_tokens, and "
-            "rloo the only scored answer to a prompt"
+            f"step {step}: no answer is left to learn from, and the policy is unchanged: "
+            "ppo.mask_unfinished leaves out answers that did not end before "
+            "rollout.max_new_tokens, and rloo those that are the only scored answer to their "
+            "prompt"
         )
     # Rows of older weights differ for that reason.
     if metrics["engine_gap"] > GAP_TO_WARN and not metrics["staleness"]:
         lines.append(
-            f"step {step}: engine and learner differ by {metrics['engine_gap']:.2f} nats "
-            "a token; the two do not run the same model"
+            f"step {step}: engine and learner differ by {metrics['engine_gap']:.2f} nats per "
+            "token; they do not run the same model"
         )
     return lines

@@ -83,15 +83,15 @@ class Watch:
             return None
         self._told = True
         return (
-            f"guard: only {known_P.sum()} of {len(known_P)} held-out prompts have a {config.by} to "
-            "compare: no alarm while there are so few"
+            f"guard: only {known_P.sum()} of {len(known_P)} held-out prompts have a {config.by} "
+            "to compare: there is no alarm with so few"
         )
 
     def _act(self, config: Guard) -> str:
         """Do as the config says; in words."""
         if config.action == "lower":
             self.factor *= config.factor
-            return f"the KL penalty counts {self.factor:g} times as much as at the start"
+            return f"the KL penalty is now {self.factor:g} times that of the start"
         if config.action == "warn":
             return "the policy may be fooling its reward"
         self.stopped = True

@@ -71,8 +71,8 @@ def told_of_gaps(step: Step, scores_BK: np.ndarray, answers: str) -> str | None:
     if len(gaps) == len(scores_BK):
         raise RunStopped(f"none of the {answers} could be scored: {why}")
     return (
-        f"{len(gaps)} of {len(scores_BK)} {answers} not scored, the mean of the others stands for "
-        f"them: {why}"
+        f"{len(gaps)} of {len(scores_BK)} {answers} not scored, the mean of the others is used "
+        f"for them: {why}"
     )
 
 
@@ -82,11 +82,11 @@ def told_of_untrue(step: Step, answers: str) -> str | None:
     gaps = np.flatnonzero(~np.isfinite(step.column("true_reward")))
     if not len(gaps):
         return None
-    why = step.rows[step.ledger.uids[gaps[0]]]["refused"] or "it gave no number"
+    why = step.rows[step.ledger.uids[gaps[0]]]["refused"] or "it returned no number"
     if len(gaps) == len(step.ledger.uids):
         return f"none of the {answers} has a true reward: {why}"
     return (
-        f"{len(gaps)} of {len(step.ledger.uids)} {answers} have no true reward, its figures are "
+        f"{len(gaps)} of {len(step.ledger.uids)} {answers} have no true reward, the figures are "
         f"those of the others: {why}"
     )
 
@@ -104,7 +104,7 @@ def without_gaps(values_BK: np.ndarray, each: int = 1) -> np.ndarray:
     if whole_B.all():
         return values_BK
     if not whole_B.any():
-        raise ValueError("no row has all of its scores")
+        raise ValueError("no row has all its scores")
     of_all = values_BK[whole_B].mean(axis=0)
     made_BK = values_BK.copy()
     for row in np.flatnonzero(~whole_B):

@@ -26,7 +26,7 @@ SCALARS = ("kl", "penalty", "entropy", "gap")
 SCORED_COLUMNS = ("scores", "rules", "true_reward", "refused")
 SCORED, EVALUATED, GENERATED = "scored", "evaluated", "generated"
 
-_LOST = "a batch of rows went with the machine that held it"
+_LOST = "a batch of rows was lost with the machine that held it"
 # How often a row may be: then batches do not get from machine to machine at all.
 _MOST_REMADE = 2
 
@@ -201,7 +201,7 @@ class Gathering:
         """
         step = self.step
         if event.kind == "gone":
-            raise RunStopped("the table of prompts went with the machine that held it")
+            raise RunStopped("the table of prompts was lost with the machine that held it")
         if event.kind in ("lost", "end"):  # at the end too: see below
             asked: Writing = event.work.payload
             mine = [u for u in asked.uids if self._writing[u] is asked]
@@ -212,7 +212,7 @@ class Gathering:
             batch, metadata = event.value
             if any(Version(*v) < self._version for v in metadata["versions"]):
                 raise RuntimeError(
-                    f"rows written by weights {metadata['versions']}, asked of {self._version}"
+                    f"rows were written by weights {metadata['versions']}, expected {self._version}"
                 )
             uids = metadata["uids"]
             # Two may be at the same rows, and write them differently. A batch counts whole or not
@@ -250,7 +250,7 @@ class Gathering:
         self._unevaluated.clear()
 
     def _make_again(self, batch: Any) -> None:
-        """The batch went with the machine that held it before all had read it.
+        """The batch was lost with the machine that held it before all had read it.
 
         Raises:
             RankDied: it happens again and again; or ranks that evaluate all batches together cannot
@@ -261,7 +261,7 @@ class Gathering:
         together = self._cast.evaluates_together and EVALUATED in self._needs
         if together or max(self._remade[name] for name in uids) > _MOST_REMADE:
             raise RankDied(_LOST)
-        self._cast.say(f"{len(uids)} rows went with a machine and are made again")
+        self._cast.say(f"{len(uids)} rows were lost with a machine and are generated again")
         self._unevaluated = [each for each in self._unevaluated if each[0] is not batch]
         self._cast.rollouts.retried += 1
         self._request(uids)

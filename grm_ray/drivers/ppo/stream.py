@@ -115,7 +115,7 @@ class Stream:
             raise RankDied(f"no training rank answered for {self._timeout} s")
         lacking = [gathering.lacking() for gathering in self._active]
         raise PoolFailed(
-            f"no worker could be started for {self._timeout} s; rows lacking: {lacking}"
+            f"no worker could be started for {self._timeout} s; rows missing: {lacking}"
         )
 
 

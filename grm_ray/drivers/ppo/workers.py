@@ -180,7 +180,7 @@ class PpoCast:
             done, _ = ray.wait(refs, num_returns=len(refs), timeout=self._config.timeout_s)
             for handle, ref in self._admitting.items():
                 if ref not in done:
-                    self.rollouts.replace_dead(handle, TimeoutError("it took no weights"))
+                    self.rollouts.replace_dead(handle, TimeoutError("it did not take the weights"))
             self._admitting.clear()
         return [rank.export_weights.remote(version) for rank in self.learners.ranks]
 

@@ -52,10 +52,10 @@ class Alarms:
         error = 2 * math.sqrt(0.25 / pairs)
         if mean > 0.5 + error:
             return None
-        how = "below" if mean < 0.5 - error else "not told apart from"
+        how = "below" if mean < 0.5 - error else "not clearly different from"
         return (
-            f"training accuracy {mean:.2f} over the last {pairs} pairs is {how} 50 %: look at the "
-            "learning rate, and whether chosen and rejected are the right way round"
+            f"training accuracy {mean:.2f} over the last {pairs} pairs is {how} 50 %: check the "
+            "learning rate, and whether chosen and rejected are swapped"
         )
 
     def _head(self, metrics: Mapping[str, float]) -> str | None:
@@ -63,8 +63,8 @@ class Alarms:
         if moved is None or step < 0.1 * self._total or moved > LEAST_MOVED:
             return None
         return (
-            f"the reward head has moved by {moved:.1e} of its length after {step} steps: "
-            "is it frozen, or the learning rate too small?"
+            f"the reward head has moved by {moved:.1e} of its length after {step} steps: is it "
+            "frozen, or is the learning rate too small?"
         )
 
     def _length(self, metrics: Mapping[str, float]) -> str | None:
@@ -73,7 +73,7 @@ class Alarms:
             return None
         way = "longer" if correlation > 0 else "shorter"
         return (
-            f"scores go with length (rank correlation {correlation:+.2f} on held-out answers): the "
+            f"scores follow length (rank correlation {correlation:+.2f} on held-out answers): the "
             f"model may have learned that {way} is better"
         )
 
@@ -83,10 +83,10 @@ class Alarms:
             return None
         if ratio > RATIOS[1]:
             return (
-                f"the regulariser pulls {ratio:.1f} times as hard at the hidden states as the "
-                "preference loss: lower loss.alpha"
+                f"the gradient of the regulariser on the hidden states is {ratio:.1f} times that "
+                "of the preference loss: lower loss.alpha"
             )
         return (
-            f"the regulariser pulls at the hidden states with {ratio:.1e} of the preference loss's "
-            "strength: it has no effect; raise loss.alpha"
+            f"the gradient of the regulariser on the hidden states is only {ratio:.1e} times that "
+            "of the preference loss, so that it has no effect: raise loss.alpha"
         )

@@ -162,7 +162,7 @@ class RewardModelRun:
         if saved is None:
             self._step, self._best = 0, None
             self._tracker.resume(-1)
-            self._table.message("begun anew")
+            self._table.message("restarted from the beginning")
         self._begin(saved)
 
     def train(self) -> None:
@@ -345,7 +345,7 @@ class RewardModelRun:
     def _save(self) -> None:
         target = self._folder / "model"
         self._table.status("saving")
-        steps = f"{self._step} of {self._total}, {self._per_step} rows each"
+        steps = f"{self._step} of {self._total}, {self._per_step} rows per step"
         fingerprint = self._group.call(
             "save_model", str(target), card_facts(self._config, self._read, self._scores, steps)
         )[0]

@@ -63,7 +63,7 @@ def grid(config: StudyJob, folder: Path) -> list[GridCell]:
         cell = GridCell(choices, job, key)
         if key in cells:
             raise ConfigError(
-                f"vary: cells {cells[key]} and {cell} are the same job: they would have one result"
+                f"vary: cells {cells[key]} and {cell} are the same job: remove one of the choices"
             )
         cells[key] = cell
     return list(cells.values())

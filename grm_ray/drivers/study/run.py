@@ -50,9 +50,9 @@ def run(config: StudyJob, resume: bool = False) -> Path:
     beforehand = _say_what_can_be_seen(config, cells, quarantine)
     quarantine.write(folder / "quarantine.jsonl")
     for number, cell in enumerate(cells, start=1):
-        found = "has its result" if _result(folder, cell).exists() else "begins"
+        found = "already has its result" if _result(folder, cell).exists() else "starts"
         print(f"cell {number} of {len(cells)}, {cell}: {found} ({cell.key})", flush=True)
-        if found == "begins":
+        if found == "starts":
             _make(cell, config, folder)
             print(f"  {_line(_result(folder, cell))}", flush=True)
     result = {**summary(config, cells, folder), "beforehand": beforehand}
@@ -190,14 +190,14 @@ def _say_what_can_be_seen(
         shown = "none" if gain != gain else f"{100 * gain:.1f} points"
         print(
             f"{name}: {len(rows)} contests, {len(set(rows))} prompts, repetitions: {repeats}; "
-            f"smallest gain that would show between two trainings (power 0.8, discordance "
+            "smallest gain detectable between two trainings (power 0.8, discordance "
             f"{DISCORDANCE}): {shown}",
             flush=True,
         )
         if shared:
             print(
-                f"warning: {name}: the prompts of {shared} of {len(rows)} contests are in the "
-                "training files too; a model may have seen them",
+                f"warning: {name}: the prompts of {shared} of {len(rows)} contests are also in "
+                "the training files, so that a model may have seen them",
                 flush=True,
             )
     return found
