@@ -59,7 +59,8 @@ def run(config: ServeJob, resume: bool = False) -> None:
     was_here = _was_here(config)
     fingerprints = [check_reward_model(path)["fingerprint"] for path in config.models.values()]
     wanted = bundles_of(config)
-    # Bound from the start, and not listened on before the scorers are there.
+    # Listened on from the start, or a second service could take the address while scorers load;
+    # whoever connects meanwhile waits for the answer.
     with contextlib.closing(_bound(config)) as address, cluster.session(wanted):
         folder = open_run(config, resume or was_here)
         token = _token(folder)
@@ -251,7 +252,10 @@ async def _until_over(
     while not server.started and not task.done():
         await asyncio.sleep(0.05)
     if task.done():
-        return await task
+        try:
+            return await task
+        except OSError as error:
+            raise _no_address(config, error) from None
     where = TOKEN_VARIABLE if TOKEN_VARIABLE in os.environ else os.path.relpath(folder / TOKEN_FILE)
     host = f"[{config.host}]" if ":" in config.host else config.host
     print(f"serving on http://{host}:{port}, token in {where}", flush=True)
@@ -269,15 +273,25 @@ async def _until_over(
 
 
 def _bound(config: ServeJob) -> socket.socket:
+    """A socket that listens on the address: nobody else can have it from now on.
+
+    Raises:
+        ConfigError: it is taken, or not of this machine.
+    """
     kind = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     found = socket.socket(kind)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((config.host, config.port))
+        found.listen()  # bound alone, `SO_REUSEADDR` would let others bind it too
     except OSError as error:
         found.close()
-        raise ConfigError(f"host, port: {config.host}:{config.port}: {error.strerror}") from None
+        raise _no_address(config, error) from None
     return found
+
+
+def _no_address(config: ServeJob, error: OSError) -> ConfigError:
+    return ConfigError(f"host, port: {config.host}:{config.port}: {error.strerror or error}")
 
 
 def _patient(seconds: float) -> type[H11Protocol]:
