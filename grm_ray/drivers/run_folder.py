@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from grm_ray.config.load import ConfigError, dump
 from grm_ray.config.schema import Job
+from grm_ray.reporting.document import put
 from grm_ray.runtime.disk import check_writable
 from grm_ray.runtime.snapshot import Snapshots
 
@@ -60,7 +61,7 @@ def open_run(config: Job, resume: bool) -> Path:
             folder.rename(_aside(folder))
         for part in ("samples", "logs"):
             (folder / part).mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+        put(folder / "config.yaml", dump(config))
     except OSError as error:
         raise ConfigError(f"run folder {folder}: {error.strerror or error}") from None
     return folder.resolve()

@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 import uvicorn
-import yaml
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from grm_ray.config.load import ConfigError
@@ -32,6 +31,7 @@ from grm_ray.drivers.checks.plan import bundles_of
 from grm_ray.drivers.run_folder import claim, open_run
 from grm_ray.drivers.scoring import stop_scorers
 from grm_ray.models.checkpoint import check_reward_model, local_folder
+from grm_ray.reporting.run import job_of
 from grm_ray.rewards.aggregate import MemberNormalizer
 from grm_ray.runtime import cluster
 from grm_ray.runtime.http_service import app
@@ -96,12 +96,18 @@ def _was_here(config: ServeJob) -> bool:
     Raises:
         ConfigError: the folder is that of another job.
     """
-    file = Path(config.runs).expanduser() / config.name / "config.yaml"
-    if not file.is_file():
+    folder = Path(config.runs).expanduser() / config.name
+    if not (folder / "config.yaml").is_file():
         return False
-    job = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("job")
+    job = job_of(folder)
+    if job is None:  # damaged: a token is a service's alone
+        if (folder / TOKEN_FILE).is_file():
+            return True
+        raise ConfigError(
+            f"name: {folder}/config.yaml does not say whose folder this is; take another name"
+        )
     if job != config.job:
-        raise ConfigError(f"name: {file.parent} is the folder of a run ({job}); take another name")
+        raise ConfigError(f"name: {folder} is the folder of a run ({job}); take another name")
     return True
 
 
