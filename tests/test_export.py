@@ -1,5 +1,6 @@
 """`python -m grm_ray.export`: exit codes, messages, and no step outside without being told."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -92,6 +93,20 @@ def test_what_cannot_be_had_is_refused_in_one_line(saved, tmp_path, capsys):
     (tmp_path / "full" / "thesis.tex").write_text("years of work")
     assert "is there already" in refused(capsys, saved / "linear", tmp_path / "full")
     assert (tmp_path / "full" / "thesis.tex").exists() and not new.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("linear", "sequence-classification"), ("linear", "folder"), ("lora", "adapter")],
+)
+def test_a_full_disk_is_told_in_one_line(saved, small_disk, capsys, name, kind):
+    with contextlib.suppress(OSError):
+        (small_disk / "filler").write_bytes(bytes(4 << 20))
+    assert main([str(saved / name), str(small_disk / "new"), "--format", kind]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {small_disk}/new could not be written (")
+    assert "No space left" in said and said.count("\n") == 1
+    assert not (small_disk / "new").exists()
 
 
 def test_a_folder_that_was_changed_is_refused(saved, tmp_path, capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class RunStopped(RuntimeError):
     """The run cannot go on as it is; no step of it is lost that a checkpoint holds."""
@@ -9,3 +11,10 @@ class RunStopped(RuntimeError):
 
 class NotWritten(RunStopped):
     """A file of the run could not be written; what was there before is whole."""
+
+
+def not_written(path: Path, error: Exception) -> NotWritten:
+    reason = getattr(error, "strerror", None) or error
+    return NotWritten(
+        f"{path} could not be written ({reason}): free space there, or let this user write to it"
+    )

@@ -49,7 +49,8 @@ def open_run(config: Job, resume: bool) -> Path:
     """`runs/<name>/`, with the resolved config in it; an earlier run of that name is kept aside.
 
     Raises:
-        ConfigError: the folder cannot be written, or there is no run to resume.
+        ConfigError: the folder cannot be made, or there is no run to resume.
+        NotWritten: the config finds no room in it.
     """
     folder = Path(config.runs).expanduser() / config.name
     try:

@@ -17,7 +17,9 @@ from grm_ray.config.load import ConfigError, dump
 from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.config.schema import Job, Source
 from grm_ray.drivers.run_folder import DONE, hold
+from grm_ray.reporting.document import put
 from grm_ray.reporting.evaluation import RESULT
+from grm_ray.runtime.disk import check_writable, writing
 from grm_ray.runtime.snapshot import Snapshots
 
 _LOOK_S = 0.1  # how long each running job is waited for in turn
@@ -28,11 +30,11 @@ def open_folder(folder: Path) -> None:
     """Make `folder` where it is missing, and keep it for this process.
 
     Raises:
-        ConfigError: another process works in it, or it cannot be written.
+        ConfigError: another process works in it, it cannot be written, or its disk is full.
     """
     try:
         hold(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder)
     except OSError as error:
         raise ConfigError(f"folder {folder}: {error.strerror or error}") from None
 
@@ -156,8 +158,9 @@ def calls(wanted: Iterable[Call], at_once: int = 1) -> Iterator[Call]:
 
 def _begin(call: Call) -> subprocess.Popen:
     """The job in a session of its own: Ctrl-C reaches it through us, and once."""
-    call.file.parent.mkdir(parents=True, exist_ok=True)
-    call.file.write_text(dump(call.job), encoding="utf-8")
+    with writing(call.file):
+        call.file.parent.mkdir(parents=True, exist_ok=True)
+    put(call.file, dump(call.job))
     command: list[Any] = [sys.executable, "-m", call.module, "--config", call.file]
     with call.log.open("w", encoding="utf-8") as out:
         return subprocess.Popen(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from grm_ray.config.ends import NotWritten
 from grm_ray.config.load import ConfigError
 from grm_ray.config.serve import ServeJob
 from grm_ray.drivers import run_folder, serve
@@ -93,6 +94,6 @@ def test_a_config_that_cannot_be_written_costs_none_that_is_there(config, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", half)
-    with pytest.raises(ConfigError, match="No space left"):
+    with pytest.raises(NotWritten, match="mine/config.yaml could not be written .No space left"):
         open_run(config, resume=True)
     assert (folder / "config.yaml").read_text() == before
