@@ -96,13 +96,30 @@ def hold(folder: Path) -> None:
     if folder in _HELD:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = (folder.parent / f".{folder.name}.lock").open("w", encoding="utf-8")
+    lock = _lock(folder).open("w", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
         raise ConfigError(f"run folder {folder}: another process works in it") from None
     _HELD[folder] = lock  # closed, and so let go of, when the process ends
+
+
+def held(folder: Path) -> bool:
+    """Whether another process keeps `folder`."""
+    folder = folder.resolve()
+    if folder in _HELD or not _lock(folder).exists():
+        return False
+    with _lock(folder).open("w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _lock(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.lock"
 
 
 def check_same_run(saved: dict, config: BaseModel) -> None:
