@@ -77,13 +77,16 @@ def memory(process: psutil.Process) -> int:
 
 def outcome() -> dict[str, Any]:
     """Held-out accuracy of the reward model; true reward before, after, and their difference."""
-    from grm_ray.drivers.ppo.run import true_rewards
-    from grm_ray.study.intervals import paired_difference
+    import pyarrow.parquet as pq
+
+    from grm_ray.drivers.ppo.held_out import change_of_true_reward
 
     rm, ppo = (last(ROOT / "runs" / name / "metrics.jsonl") for name in ("rm_demo", "ppo_demo"))
-    samples = ROOT / "runs" / "ppo_demo" / "samples"
-    before, after = (true_rewards(samples / f"{name}.parquet") for name in ("before", "after"))
-    gain = paired_difference(before, after, seed=0)
+    folder = ROOT / "runs" / "ppo_demo"
+    files = [folder / "samples" / f"{name}.parquet" for name in ("before", "after")]
+    before, after = (pq.read_table(file)["true_reward"].to_numpy() for file in files)
+    gain = change_of_true_reward(folder)
+    assert gain is not None
     return {
         "held_out_accuracy": round(rm["eval/accuracy"], 4),
         "held_out_accuracy_interval": [round(rm[f"eval/accuracy_{k}"], 4) for k in ("low", "high")],

@@ -17,6 +17,7 @@ from grm_ray.config.document import legible
 from grm_ray.config.errors import ConfigError, RunStopped
 from grm_ray.config.load import load
 from grm_ray.config.reference import reference
+from grm_ray.runtime.parent import end_with_it
 
 J = TypeVar("J", bound=BaseModel)
 
@@ -36,6 +37,7 @@ def main(schema: type[J], run: Callable[[J, bool], Path | None], description: st
             if arguments.cluster:
                 raise ConfigError("--cluster FILE can only be used with --dry-run")
             signal.signal(signal.SIGTERM, _interrupt(config))
+            end_with_it()
             report = run(config, arguments.resume)
             if report is not None:
                 print(f"report: {os.path.relpath(report)}")

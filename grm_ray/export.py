@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from grm_ray.config.errors import ConfigError
+from grm_ray.config.errors import ConfigError, NotWritten
 from grm_ray.runtime.disk import check_place
 
 FORMATS = ("sequence-classification", "adapter", "folder")
@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except NotWritten as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except Exception as error:  # noqa: BLE001 - the last place that can say what happened
         traceback.print_exc()
         print(f"error: {type(error).__name__}: {str(error)[-2000:]}", file=sys.stderr)
@@ -107,11 +110,13 @@ def _export(given: argparse.Namespace) -> list[str]:
 
     Raises:
         ConfigError: the model is not one, or cannot have this format.
+        NotWritten: the disk is full; no target is there.
     """
     from transformers.utils import logging
 
     from grm_ray.models import card, checkpoint, export
     from grm_ray.models.backbone import load_tokenizer
+    from grm_ray.runtime.disk import writing
 
     logging.disable_progress_bar()
     trust = given.trust_remote_code
@@ -124,7 +129,9 @@ def _export(given: argparse.Namespace) -> list[str]:
         contract = checkpoint.reward_contract(given.model, trust)
         readme, plain = _card(folder), asdict(contract)
         if given.format == "adapter":
-            export.save_adapter(folder, given.target, card.exported(readme, "adapter", plain))
+            text = card.exported(readme, "adapter", plain)
+            with writing(given.target):
+                export.save_adapter(folder, given.target, text)
             return []
         model, _, _ = checkpoint.load_reward_model(given.model, _dtype(folder), trust)
         tokenizer = load_tokenizer(str(folder), trust)
@@ -133,15 +140,17 @@ def _export(given: argparse.Namespace) -> list[str]:
         raise ConfigError(str(error)) from None
     if given.format == "folder":
         text = card.exported(readme, "folder", plain)
-        checkpoint.save_reward_model(model, head, tokenizer, contract, given.target, text)
+        with writing(given.target):
+            checkpoint.save_reward_model(model, head, tokenizer, contract, given.target, text)
         return []
 
     def classifier_card(differ: list[str]) -> str:
         return card.exported(readme, "sequence-classification", plain, differ)
 
-    differ = export.save_sequence_classification(
-        model, head, tokenizer, contract, given.target, classifier_card
-    )
+    with writing(given.target):
+        differ = export.save_sequence_classification(
+            model, head, tokenizer, contract, given.target, classifier_card
+        )
     return [card.differing(plain, differ)] if differ else []
 
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grm_ray.config.document import legible
+from grm_ray.config.errors import NotWritten
 from grm_ray.reporting import best_of_n, evaluation, overoptimization_study
 from grm_ray.reporting.page import write_report
 from grm_ray.reporting.run import is_run, job_of, read_run
@@ -64,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_write(_folders(asked.runs), asked.output))
     except _Wrong as wrong:
         print(f"error: {legible(str(wrong))}", file=sys.stderr)
+        return 2
+    except NotWritten as error:
+        print(legible(f"error: {error}"), file=sys.stderr)
         return 2
     except OSError as error:  # a path that cannot be, a folder that may not be read or written
         print(legible(f"error: {error.strerror}: {error.filename}"), file=sys.stderr)

@@ -1,5 +1,6 @@
 """`python -m grm_ray.export`: exit codes, messages, and no step outside without being told."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -101,6 +102,20 @@ def test_a_place_where_nothing_can_be_written_is_refused(saved, capsys, place, w
     (saved / "file").write_text("")
     assert why in refused(capsys, saved / "linear", saved / place)
     assert not (saved / "linear" / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("linear", "sequence-classification"), ("linear", "folder"), ("lora", "adapter")],
+)
+def test_a_full_disk_is_told_in_one_line(saved, small_disk, capsys, name, kind):
+    with contextlib.suppress(OSError):
+        (small_disk / "filler").write_bytes(bytes(4 << 20))
+    assert main([str(saved / name), str(small_disk / "new"), "--format", kind]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {small_disk}/new could not be written (")
+    assert "No space left" in said and said.count("\n") == 1
+    assert not (small_disk / "new").exists()
 
 
 def test_a_folder_that_was_changed_is_refused(saved, tmp_path, capsys):

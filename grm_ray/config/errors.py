@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class ConfigError(ValueError):
     """The configuration or the data is wrong: the user's to mend (exit code 2)."""
@@ -13,3 +15,11 @@ class RunStopped(RuntimeError):
 
 class NotWritten(RunStopped):
     """A file of the run could not be written; what was there before is whole."""
+
+
+def not_written(path: Path, error: Exception) -> NotWritten:
+    """The end of a run for which `path` could not be written, with the reason."""
+    reason = getattr(error, "strerror", None) or error
+    return NotWritten(
+        f"{path} could not be written ({reason}): free space there, or let this user write to it"
+    )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from grm_ray.config.document import legible
-from grm_ray.config.errors import ConfigError
+from grm_ray.config.errors import ConfigError, not_written
 from grm_ray.config.schema import Source
 from grm_ray.data import files, parse, selection
 from grm_ray.data.adapters import Adapter, adapter_of
@@ -59,9 +59,17 @@ class Quarantine:
         return counts
 
     def write(self, path: Path) -> None:
-        # Half a surrogate pair in a row must not cost the whole file.
-        with path.open("w", encoding="utf-8", errors="backslashreplace") as out:
-            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
+        """A row a line.
+
+        Raises:
+            NotWritten: the disk is full, or the file not this user's.
+        """
+        try:
+            # Half a surrogate pair in a row must not cost the whole file.
+            with path.open("w", encoding="utf-8", errors="backslashreplace") as out:
+                out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
+        except OSError as error:
+            raise not_written(path, error) from error
 
 
 def check(source: Source, columns: set[str]) -> str | None:

@@ -19,8 +19,10 @@ from grm_ray.drivers.checks.plan import bundles_of
 from grm_ray.drivers.job_key import precision
 from grm_ray.drivers.run_folder import claim, open_run
 from grm_ray.models.checkpoint import model_identity
+from grm_ray.reporting.document import put
 from grm_ray.reporting.evaluation import RESULT, write_evaluation
 from grm_ray.runtime import cluster
+from grm_ray.runtime.disk import writing
 
 
 def run(config: EvaluateJob, resume: bool = False) -> Path:
@@ -49,7 +51,7 @@ def run(config: EvaluateJob, resume: bool = False) -> Path:
             raise ConfigError(f"sets.{name}: {source.path}: no row received a score")
     quarantine.write(folder / "quarantine.jsonl")
     result = {**judge(config, kept), "left_out": quarantine.counts()}
-    (folder / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    put(folder / RESULT, json.dumps(result, indent=1) + "\n")
     return write_evaluation(result, folder)
 
 
@@ -111,7 +113,8 @@ def _scored(
                         pool.wait_ready(config.timeout_s)
                     aside = Quarantine()
                     table = _score(pool, source, config, aside)
-                    _aside(folder, name).parent.mkdir(parents=True, exist_ok=True)
+                    with writing(_aside(folder, name)):
+                        _aside(folder, name).parent.mkdir(parents=True, exist_ok=True)
                     aside.write(_aside(folder, name))
                     scoring.write(table, file)
                 tables[model][name] = scoring.read(file)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from grm_ray.config.errors import ConfigError
 from grm_ray.config.load import dump
 from grm_ray.config.schema import Job
+from grm_ray.reporting.document import put
 from grm_ray.runtime.disk import check_writable
 from grm_ray.runtime.snapshot import Snapshots
 
@@ -49,7 +50,8 @@ def open_run(config: Job, resume: bool) -> Path:
     """`runs/<name>/`, with the resolved config in it; an earlier run of that name is kept aside.
 
     Raises:
-        ConfigError: the folder cannot be written, or there is no run to resume.
+        ConfigError: the folder cannot be made, or there is no run to resume.
+        NotWritten: the config finds no room in it.
     """
     folder = Path(config.runs).expanduser() / config.name
     try:
@@ -61,7 +63,7 @@ def open_run(config: Job, resume: bool) -> Path:
             folder.rename(_aside(folder))
         for part in ("samples", "logs"):
             (folder / part).mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+        put(folder / "config.yaml", dump(config))
     except OSError as error:
         raise ConfigError(f"run folder {folder}: {error.strerror or error}") from None
     return folder.resolve()
@@ -95,13 +97,30 @@ def hold(folder: Path) -> None:
     if folder in _HELD:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = (folder.parent / f".{folder.name}.lock").open("w", encoding="utf-8")
+    lock = _lock(folder).open("w", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
         raise ConfigError(f"run folder {folder}: another process is using it") from None
     _HELD[folder] = lock  # closed, and so let go of, when the process ends
+
+
+def held(folder: Path) -> bool:
+    """Whether another process keeps `folder`."""
+    folder = folder.resolve()
+    if folder in _HELD or not _lock(folder).exists():
+        return False
+    with _lock(folder).open("w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _lock(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.lock"
 
 
 def check_same_run(saved: dict, config: BaseModel) -> None:

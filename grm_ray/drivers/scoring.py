@@ -23,6 +23,7 @@ from grm_ray.config.schema import Source, Workers
 from grm_ray.data.records import Contest, as_messages, as_turns
 from grm_ray.data.tables import SCORED, TEXTS
 from grm_ray.runtime import cluster
+from grm_ray.runtime.disk import writing
 from grm_ray.runtime.placement import Bundle
 from grm_ray.runtime.pool import Pool, PoolFailed, Work
 from grm_ray.workers.scorer import Scorer
@@ -134,11 +135,16 @@ def read(path: Path) -> pa.Table:
 
 
 def write(table: pa.Table, path: Path) -> None:
-    """Beside, then renamed: a file that is there is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Beside, then renamed: a file that is there is whole.
+
+    Raises:
+        NotWritten: the disk is full, or the folder not this user's.
+    """
     part = path.with_suffix(".part")
-    pa.parquet.write_table(table, part)
-    part.replace(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pa.parquet.write_table(table, part)
+        part.replace(path)
 
 
 def _work(batch: int, texts: pa.Table, rows: pa.Table) -> Work:

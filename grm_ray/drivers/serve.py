@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 import uvicorn
-import yaml
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from grm_ray.config.errors import ConfigError
@@ -33,6 +32,7 @@ from grm_ray.drivers.checks.plan import bundles_of
 from grm_ray.drivers.run_folder import claim, open_run
 from grm_ray.drivers.scoring import stop_scorers
 from grm_ray.models.checkpoint import check_reward_model, local_folder
+from grm_ray.reporting.run import job_of
 from grm_ray.rewards.aggregate import MemberNormalizer
 from grm_ray.runtime import cluster
 from grm_ray.runtime.http_service import app
@@ -60,7 +60,8 @@ def run(config: ServeJob, resume: bool = False) -> None:
     was_here = _was_here(config)
     fingerprints = [check_reward_model(path)["fingerprint"] for path in config.models.values()]
     wanted = bundles_of(config)
-    # Bound from the start, and not listened on before the scorers are there.
+    # Listened on from the start, or a second service could take the address while scorers load;
+    # whoever connects meanwhile waits for the answer.
     with contextlib.closing(_bound(config)) as address, cluster.session(wanted):
         folder = open_run(config, resume or was_here)
         token = _token(folder)
@@ -96,14 +97,18 @@ def _was_here(config: ServeJob) -> bool:
     Raises:
         ConfigError: the folder is that of another job.
     """
-    file = Path(config.runs).expanduser() / config.name / "config.yaml"
-    if not file.is_file():
+    folder = Path(config.runs).expanduser() / config.name
+    if not (folder / "config.yaml").is_file():
         return False
-    job = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("job")
-    if job != config.job:
+    job = job_of(folder)
+    if job is None:  # damaged: a token is a service's alone
+        if (folder / TOKEN_FILE).is_file():
+            return True
         raise ConfigError(
-            f"name: {file.parent} is the folder of a run ({job}); choose another name"
+            f"name: {folder}/config.yaml does not say whose folder this is; take another name"
         )
+    if job != config.job:
+        raise ConfigError(f"name: {folder} is the folder of a run ({job}); choose another name")
     return True
 
 
@@ -257,7 +262,10 @@ async def _until_over(
     while not server.started and not task.done():
         await asyncio.sleep(0.05)
     if task.done():
-        return await task
+        try:
+            return await task
+        except OSError as error:
+            raise _no_address(config, error) from None
     where = TOKEN_VARIABLE if TOKEN_VARIABLE in os.environ else os.path.relpath(folder / TOKEN_FILE)
     host = f"[{config.host}]" if ":" in config.host else config.host
     print(f"serving on http://{host}:{port}, token in {where}", flush=True)
@@ -275,15 +283,25 @@ async def _until_over(
 
 
 def _bound(config: ServeJob) -> socket.socket:
+    """A socket that listens on the address: nobody else can have it from now on.
+
+    Raises:
+        ConfigError: it is taken, or not of this machine.
+    """
     kind = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     found = socket.socket(kind)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((config.host, config.port))
+        found.listen()  # bound alone, `SO_REUSEADDR` would let others bind it too
     except OSError as error:
         found.close()
-        raise ConfigError(f"host, port: {config.host}:{config.port}: {error.strerror}") from None
+        raise _no_address(config, error) from None
     return found
+
+
+def _no_address(config: ServeJob, error: OSError) -> ConfigError:
+    return ConfigError(f"host, port: {config.host}:{config.port}: {error.strerror or error}")
 
 
 def _patient(seconds: float) -> type[H11Protocol]:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,16 @@ from grm_ray.config.judging import EvaluateJob, JudgeScoring, JudgeWorkers
 from grm_ray.config.load import dump
 from grm_ray.config.reward_model import RewardModelJob
 from grm_ray.config.schema import Job, Source
-from grm_ray.drivers.run_folder import DONE, hold
+from grm_ray.drivers.run_folder import DONE, held, hold
+from grm_ray.reporting.document import put
 from grm_ray.reporting.evaluation import RESULT
+from grm_ray.runtime import parent
+from grm_ray.runtime.disk import check_writable, writing
 from grm_ray.runtime.snapshot import Snapshots
 
 _LOOK_S = 0.1  # how long each running job is waited for in turn
+# A job whose starter was killed hears of it and ends its workers; a restart waits so long for it.
+_OUTLIVES_S = 60.0
 _MOST_FAILED = 3  # so many say that it is not the jobs
 
 
@@ -29,11 +35,11 @@ def open_folder(folder: Path) -> None:
     """Make `folder` where it is missing, and keep it for this process.
 
     Raises:
-        ConfigError: another process works in it, or it cannot be written.
+        ConfigError: another process works in it, it cannot be written, or its disk is full.
     """
     try:
         hold(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder)
     except OSError as error:
         raise ConfigError(f"folder {folder}: {error.strerror or error}") from None
 
@@ -156,17 +162,42 @@ def calls(wanted: Iterable[Call], at_once: int = 1) -> Iterator[Call]:
 
 
 def _begin(call: Call) -> subprocess.Popen:
-    """The job in a session of its own: Ctrl-C reaches it through us, and once."""
-    call.file.parent.mkdir(parents=True, exist_ok=True)
-    call.file.write_text(dump(call.job), encoding="utf-8")
+    """The job in a session of its own: Ctrl-C reaches it through us, and once.
+
+    Where another process is at its folder and stays, the job itself says so, below what that one
+    has written to the log.
+    """
+    with writing(call.file):
+        call.file.parent.mkdir(parents=True, exist_ok=True)
+    put(call.file, dump(call.job))
     command: list[Any] = [sys.executable, "-m", call.module, "--config", call.file]
-    with call.log.open("w", encoding="utf-8") as out:
+    if _free(call.job):
+        call.log.unlink(missing_ok=True)
+    with call.log.open("a", encoding="utf-8") as out:
         return subprocess.Popen(
             command + (["--resume"] if call.resume else []),
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env=parent.named(),
         )
+
+
+def _free(job: Job) -> bool:
+    """Whether nobody is at the job's folder, once a job that was left there had time to end."""
+    folder = Path(job.runs).expanduser() / job.name
+    if not held(folder):
+        return True
+    print(
+        f"{folder}: another process works in it; waiting {_OUTLIVES_S:.0f} s at most for its end",
+        flush=True,
+    )
+    deadline = time.monotonic() + _OUTLIVES_S
+    while time.monotonic() < deadline:
+        time.sleep(_LOOK_S)
+        if not held(folder):
+            return True
+    return False
 
 
 def _ended(process: subprocess.Popen) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from grm_ray.config.errors import not_written
 from grm_ray.reporting.samples import clean
 from grm_ray.reporting.style import CSS
 
@@ -24,8 +25,15 @@ def document(title: str, parts: list[str]) -> str:
 
 
 def put(path: Path, text: str) -> None:
-    """Write `text` beside `path` and move it there: who reads it never sees half a file."""
+    """Write `text` beside `path` and move it there: who reads it never sees half a file.
+
+    Raises:
+        NotWritten: it could not be; what was there before is whole.
+    """
     beside = path.with_name(f"{path.name}.new")
-    # Half a character, which JSON can hold and UTF-8 cannot, must not cost the page.
-    beside.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(beside, path)
+    try:
+        # Half a character, which JSON can hold and UTF-8 cannot, must not cost the page.
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+        os.replace(beside, path)
+    except OSError as error:
+        raise not_written(path, error) from error

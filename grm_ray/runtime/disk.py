@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from grm_ray.config.errors import NotWritten
+from grm_ray.config.errors import not_written
 
 # What a full or unwritable disk leads to: torch's own writer knows RuntimeError only.
 FAILURES = (OSError, SafetensorError)
@@ -33,14 +33,6 @@ def writing(path: Path) -> Iterator[None]:
         if TORCH_WRITER not in str(error):
             raise
         raise not_written(path, error) from error
-
-
-def not_written(path: Path, error: Exception) -> NotWritten:
-    """The end of a run for which `path` could not be written, with the reason."""
-    reason = getattr(error, "strerror", None) or error
-    return NotWritten(
-        f"{path} could not be written ({reason}): free space there, or let this user write to it"
-    )
 
 
 def synced(path: Path) -> None:

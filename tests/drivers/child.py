@@ -25,6 +25,17 @@ if name.startswith("meets-"):
         time.sleep(0.05)
 if name == "slow":
     time.sleep(2)
+if name == "works":
+    from grm_ray import command
+    from grm_ray.config.schema import Job
+    from grm_ray.drivers.run_folder import hold
+
+    def works(job: Job, resume: bool) -> None:
+        hold(Path(job.runs) / job.name)
+        config.with_suffix(".ready").touch()
+        time.sleep(0 if resume else 300)
+
+    command.main(Job, works, "a job as any other")
 if name == "waits":
     heard = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

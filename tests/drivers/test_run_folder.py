@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
-from grm_ray.config.errors import ConfigError
+from grm_ray.config.errors import ConfigError, NotWritten
 from grm_ray.config.serve import ServeJob
 from grm_ray.drivers import run_folder, serve
 from grm_ray.drivers.checks import check as checks
@@ -61,3 +63,36 @@ def test_a_service_begins_again_in_its_folder_with_its_token(config):
     assert len(set(tokens)) == 1 and len(tokens[0]) >= 32
     assert (folder / serve.TOKEN_FILE).stat().st_mode & 0o777 == 0o600
     assert not list(folder.parent.glob("mine.*"))
+
+
+@pytest.mark.parametrize("damaged", ["", "job: [serve\n", "- a list\n", "\0"])
+def test_a_service_whose_config_is_damaged_has_its_folder_and_its_token(config, damaged):
+    folder = open_run(config, resume=False)
+    (folder / "config.yaml").write_text(damaged)
+    with pytest.raises(ConfigError, match="mine/config.yaml does not say whose folder this is"):
+        serve._was_here(config)
+    token = serve._token(folder)
+    assert serve._token(open_run(config, resume=serve._was_here(config))) == token
+    assert yaml.safe_load((folder / "config.yaml").read_text())["job"] == "serve"
+
+
+def test_the_folder_of_another_job_is_refused_with_a_token_in_it_too(config):
+    folder = open_run(config, resume=False)
+    (folder / "token").write_text("a" * 32)
+    (folder / "config.yaml").write_text("job: rm\n")
+    with pytest.raises(ConfigError, match=r"mine is the folder of a run \(rm\); take another name"):
+        serve._was_here(config)
+
+
+def test_a_config_that_cannot_be_written_costs_none_that_is_there(config, monkeypatch):
+    folder = open_run(config, resume=False)
+    before = (folder / "config.yaml").read_text()
+
+    def half(path, text, **_):
+        path.open("w").close()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(NotWritten, match="mine/config.yaml could not be written .No space left"):
+        open_run(config, resume=True)
+    assert (folder / "config.yaml").read_text() == before

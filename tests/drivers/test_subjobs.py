@@ -27,7 +27,8 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 signal.signal(signal.SIGTERM, interrupt)
-subjobs.call("tests.drivers.child", Job(name="waits"), Path(sys.argv[1]), False)
+file = Path(sys.argv[1])
+subjobs.call("tests.drivers.child", Job(name=sys.argv[2], runs=str(file.parent)), file, False)
 """
 
 
@@ -47,11 +48,10 @@ def test_any_other_failure_shows_what_was_said(tmp_path):
     assert not isinstance(caught.value, ConfigError)
 
 
-@pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_job_is_ended_once_and_leaves_nothing(tmp_path, sent):
-    """A terminal's Ctrl-C goes to the whole group; the job hears one SIGTERM and is waited for."""
+def started(tmp_path, name):
+    """A process that has called the job `name`, which is under way."""
     process = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path / "job.yaml")],
+        [sys.executable, "-c", PARENT, str(tmp_path / "job.yaml"), name],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "GRM_RAY_TEST_JOB": str(tmp_path)},
         stderr=subprocess.PIPE,
@@ -64,6 +64,13 @@ def test_a_job_is_ended_once_and_leaves_nothing(tmp_path, sent):
     while not ready.exists():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_job_is_ended_once_and_leaves_nothing(tmp_path, sent):
+    """A terminal's Ctrl-C goes to the whole group; the job hears one SIGTERM and is waited for."""
+    process = started(tmp_path, "waits")
     os.killpg(process.pid, signal.Signals[sent])
     time.sleep(0.3)
     os.killpg(process.pid, signal.SIGINT)  # an impatient second one changes nothing
@@ -71,6 +78,41 @@ def test_a_job_is_ended_once_and_leaves_nothing(tmp_path, sent):
     assert "KeyboardInterrupt" in error
     assert (tmp_path / "job.heard").read_text() == "SIGTERM"
     assert not started_by(process)
+
+
+def test_a_job_ends_with_one_that_is_killed_and_a_restart_waits_for_it(tmp_path, capsys):
+    process = started(tmp_path, "works")
+    process.kill()
+    process.communicate()
+    job = Job(name="works", runs=str(tmp_path))
+    subjobs.call(CHILD, job, tmp_path / "job.yaml", True)
+    assert not started_by(process)
+    said = capsys.readouterr().out
+    assert (
+        said == f"{tmp_path}/works: another process works in it; waiting 60 s at most for its end\n"
+    )
+    assert (tmp_path / "job.child.log").read_text() == ""
+
+
+def test_the_log_of_a_job_that_stays_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(subjobs, "_OUTLIVES_S", 0.2)
+    (tmp_path / "job.child.log").write_text("step 1\n")
+    code = "from grm_ray.drivers.run_folder import hold; from pathlib import Path; import sys\n"
+    code += "hold(Path(sys.argv[1])); print('in', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "works")],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout.readline() == "in\n"
+        job = Job(name="works", runs=str(tmp_path))
+        with pytest.raises(ConfigError, match="works: another process works in it"):
+            subjobs.call(CHILD, job, tmp_path / "job.yaml", True)
+        other.stdin.close()
+    said = (tmp_path / "job.child.log").read_text().splitlines()
+    assert said[0] == "step 1" and "another process works in it" in said[1]
 
 
 def too_large(tmp_path, tiny_model):

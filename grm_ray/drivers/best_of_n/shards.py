@@ -26,6 +26,7 @@ from grm_ray.data.records import Prompt
 from grm_ray.data.sources import Quarantine
 from grm_ray.data.tables import flat, select
 from grm_ray.drivers import scoring
+from grm_ray.runtime.disk import writing
 from grm_ray.runtime.ledger import StepLedger, seed, uid
 
 GENERATED, SCORED = "generated", "scored"
@@ -68,7 +69,10 @@ class LeftOut:
 
     def flush(self) -> None:
         self._counts.update(self.now.counts())
-        with self._path.open("a", encoding="utf-8", errors="backslashreplace") as out:
+        with (
+            writing(self._path),
+            self._path.open("a", encoding="utf-8", errors="backslashreplace") as out,
+        ):
             out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.now.rows)
         self.now.rows.clear()
 

@@ -24,6 +24,8 @@ from grm_ray.data.sources import Quarantine
 from grm_ray.drivers import scoring, subjobs
 from grm_ray.drivers.checks.check import check
 from grm_ray.drivers.curate.votes import Ballot, PairReader, ballots, row
+from grm_ray.reporting.document import put
+from grm_ray.runtime.disk import writing
 
 PAIRS_PER_BATCH = 1024
 CURATED = pa.schema(
@@ -53,7 +55,7 @@ def run(config: CurateJob, resume: bool = False) -> Path:
     check(config)
     folder = Path(config.runs).expanduser().resolve() / config.name
     subjobs.open_folder(folder)
-    (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+    put(folder / "config.yaml", dump(config))
     quarantine = Quarantine()
     pairs = PairReader(config, quarantine)
     quarantine.write(folder / "quarantine.jsonl")
@@ -126,7 +128,7 @@ def _write(pairs: Iterator[Pair], curated: curate.Curated, target: Path) -> None
     columns, flipped = curated.columns(), curated.flipped_P
     part = target.with_suffix(".part")
     rows: list[dict[str, Any]] = []
-    with pa.parquet.ParquetWriter(part, CURATED) as out:
+    with writing(target), pa.parquet.ParquetWriter(part, CURATED) as out:
         for number, pair in enumerate(pairs):
             found = row(pair.turned() if flipped[number] else pair)
             if flipped[number]:
@@ -139,7 +141,8 @@ def _write(pairs: Iterator[Pair], curated: curate.Curated, target: Path) -> None
                 rows = []
         if rows:
             out.write_table(pa.Table.from_pylist(rows, CURATED))
-    part.replace(target)
+    with writing(target):
+        part.replace(target)
 
 
 def _tell(curated: curate.Curated, target: Path) -> None:

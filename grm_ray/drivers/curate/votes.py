@@ -23,6 +23,7 @@ from grm_ray.data import curate, survey
 from grm_ray.data.records import Pair, as_messages
 from grm_ray.data.sources import Quarantine
 from grm_ray.drivers.job_key import Keys, precision
+from grm_ray.runtime.disk import writing
 
 
 class PairReader:
@@ -134,10 +135,15 @@ def _write_fold(
     folder: Path, pairs: PairReader, fold_P: np.ndarray, fold: int
 ) -> tuple[tuple[Path, Path], Asked]:
     """Files of the pairs outside the fold, to train on, and of those inside, to vote on."""
-    folder.mkdir(exist_ok=True)
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
     paths = folder / f"{fold}-train.jsonl", folder / f"{fold}-votes.jsonl"
     asked = Asked({}, [], [], [])
-    with paths[0].open("w", encoding="utf-8") as train, paths[1].open("w", encoding="utf-8") as ask:
+    with (
+        writing(folder),
+        paths[0].open("w", encoding="utf-8") as train,
+        paths[1].open("w", encoding="utf-8") as ask,
+    ):
         for number, pair in enumerate(pairs):
             inside = fold_P[number] == fold
             if not inside or asked.add(pair):

@@ -48,7 +48,7 @@ def run(config: OveroptimizationJob, resume: bool = False) -> Path:
     subjobs.open_folder(folder)
     for part in ("cells", "labels"):
         (folder / part).mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+    put(folder / "config.yaml", dump(config))
     quarantine, keys, truth = Quarantine(), Keys(), labels.identity(config)
     labelled = labels.label(config, folder / "labels", quarantine)
     if quarantine.rows:

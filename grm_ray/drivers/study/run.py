@@ -24,6 +24,7 @@ from grm_ray.data.sources import Quarantine
 from grm_ray.drivers import judging, scoring, subjobs
 from grm_ray.drivers.checks.check import check
 from grm_ray.drivers.study.grid import GridCell, grid
+from grm_ray.reporting.document import put
 from grm_ray.reporting.evaluation import RESULT, write_evaluation
 from grm_ray.study.preferences import detectable_difference
 
@@ -45,7 +46,7 @@ def run(config: StudyJob, resume: bool = False) -> Path:
     cells = grid(config, folder)
     subjobs.open_folder(folder)
     (folder / "cells").mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+    put(folder / "config.yaml", dump(config))
     quarantine = Quarantine()
     beforehand = _say_what_can_be_seen(config, cells, quarantine)
     quarantine.write(folder / "quarantine.jsonl")
@@ -57,7 +58,7 @@ def run(config: StudyJob, resume: bool = False) -> Path:
             print(f"  {_line(_result(folder, cell))}", flush=True)
     result = {**summary(config, cells, folder), "beforehand": beforehand}
     result["left_out"] = {**quarantine.counts(), **result["left_out"]}
-    (folder / "study.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    put(folder / "study.json", json.dumps(result, indent=1) + "\n")
     return write_evaluation(result, folder)
 
 
@@ -117,10 +118,7 @@ def _make(cell: GridCell, config: StudyJob, folder: Path) -> None:
         "evaluation": json.loads((judged / RESULT).read_text(encoding="utf-8")),
         "seconds": round(time.time() - began, 1),
     }
-    target = _result(folder, cell)
-    part = target.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    part.replace(target)
+    put(_result(folder, cell), json.dumps(result, indent=1) + "\n")
     if not config.keep_models:
         shutil.rmtree(run_folder)
 
