@@ -105,7 +105,7 @@ def _was_here(config: ServeJob) -> bool:
         if (folder / TOKEN_FILE).is_file():
             return True
         raise ConfigError(
-            f"name: {folder}/config.yaml does not say whose folder this is; take another name"
+            f"name: {folder}/config.yaml does not say whose folder this is; choose another name"
         )
     if job != config.job:
         raise ConfigError(f"name: {folder} is the folder of a run ({job}); choose another name")

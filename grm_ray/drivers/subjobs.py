@@ -35,7 +35,7 @@ def open_folder(folder: Path) -> None:
     """Make `folder` where it is missing, and keep it for this process.
 
     Raises:
-        ConfigError: another process works in it, it cannot be written, or its disk is full.
+        ConfigError: another process is using it, it cannot be written, or its disk is full.
     """
     try:
         hold(folder)
@@ -189,7 +189,7 @@ def _free(job: Job) -> bool:
     if not held(folder):
         return True
     print(
-        f"{folder}: another process works in it; waiting {_OUTLIVES_S:.0f} s at most for its end",
+        f"{folder}: another process is using it; waiting {_OUTLIVES_S:.0f} s at most for its end",
         flush=True,
     )
     deadline = time.monotonic() + _OUTLIVES_S

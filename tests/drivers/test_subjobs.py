@@ -89,7 +89,7 @@ def test_a_job_ends_with_one_that_is_killed_and_a_restart_waits_for_it(tmp_path,
     assert not started_by(process)
     said = capsys.readouterr().out
     assert (
-        said == f"{tmp_path}/works: another process works in it; waiting 60 s at most for its end\n"
+        said == f"{tmp_path}/works: another process is using it; waiting 60 s at most for its end\n"
     )
     assert (tmp_path / "job.child.log").read_text() == ""
 
@@ -108,11 +108,11 @@ def test_the_log_of_a_job_that_stays_is_kept(tmp_path, monkeypatch):
     ) as other:
         assert other.stdout.readline() == "in\n"
         job = Job(name="works", runs=str(tmp_path))
-        with pytest.raises(ConfigError, match="works: another process works in it"):
+        with pytest.raises(ConfigError, match="works: another process is using it"):
             subjobs.call(CHILD, job, tmp_path / "job.yaml", True)
         other.stdin.close()
     said = (tmp_path / "job.child.log").read_text().splitlines()
-    assert said[0] == "step 1" and "another process works in it" in said[1]
+    assert said[0] == "step 1" and "another process is using it" in said[1]
 
 
 def too_large(tmp_path, tiny_model):
