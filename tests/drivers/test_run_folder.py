@@ -80,7 +80,7 @@ def test_the_folder_of_another_job_is_refused_with_a_token_in_it_too(config):
     folder = open_run(config, resume=False)
     (folder / "token").write_text("a" * 32)
     (folder / "config.yaml").write_text("job: rm\n")
-    with pytest.raises(ConfigError, match=r"mine is the folder of a run \(rm\); choose another name"):
+    with pytest.raises(ConfigError, match=r"mine is the folder of a run \(rm\); choose"):
         serve._was_here(config)
 
 
