@@ -91,7 +91,7 @@ def _check(given: argparse.Namespace) -> None:
 def _check_hub(name: str) -> None:
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # lazy there
 
     try:
         validate_repo_id(name)

@@ -267,7 +267,7 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def _hashes(tokenizer: Any) -> dict[str, str]:
+def _hashes(tokenizer: Any) -> dict[str, Any]:
     """The fields that say what a tokenizer does with text."""
     if not tokenizer.chat_template:
         raise ValueError(

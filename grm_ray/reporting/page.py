@@ -71,9 +71,9 @@ def _subtitle(run: Run) -> str:
         parts.append(f"{'policy' if run.job == 'ppo' else 'backbone'} {clean(policy)}")
     if reward:
         parts.append(f"reward model {clean(reward)}")
-    started = run.steps[0].get("time") if run.steps else None
+    started = run.steps[0].get("time", "") if run.steps else ""
     with contextlib.suppress(OSError, OverflowError, TypeError, ValueError):  # no time at all
-        when = datetime.datetime.fromtimestamp(started, datetime.UTC)
+        when = datetime.datetime.fromtimestamp(float(started), datetime.UTC)
         parts.append(f"first step {when:%Y-%m-%d %H:%M} UTC")
     return " · ".join(parts)
 

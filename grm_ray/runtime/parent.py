@@ -29,6 +29,8 @@ def end_with_it() -> None:
         while str(os.getppid()) == parent:
             time.sleep(_LOOK_S)
         # To the main thread, whose waiting another thread's signal would not interrupt.
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+        main = threading.main_thread().ident
+        assert main is not None  # a running thread has one
+        signal.pthread_kill(main, signal.SIGTERM)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()

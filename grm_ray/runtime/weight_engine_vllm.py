@@ -44,7 +44,8 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemory
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
-        self.model.load_weights(self._noted(read(WeightUpdate.from_dict(update_info.update))))
+        model: Any = self.model  # every model of vLLM has `load_weights`, their base class has not
+        model.load_weights(self._noted(read(WeightUpdate.from_dict(update_info.update))))
 
     def _noted(
         self, weights: Iterator[tuple[str, torch.Tensor]]

@@ -108,7 +108,7 @@ class WeightFiles:
         with path.open("r+b") as file:
             for name, weight in weights:
                 weight = weight.detach().contiguous().cpu()
-                view = memoryview(weight.reshape(-1).view(torch.uint8).numpy())
+                view = weight.reshape(-1).view(torch.uint8).numpy().data
                 for part in (view, bytes(-len(view) % _ALIGNMENT)):
                     digest.update(part)
                     file.write(part)
@@ -133,7 +133,7 @@ def read(update: WeightUpdate) -> Iterator[tuple[str, torch.Tensor]]:
     """
     size = os.path.getsize(update.path)
     buffer = torch.from_file(update.path, shared=False, size=size, dtype=torch.uint8)
-    found = xxhash.xxh3_128(memoryview(buffer.numpy())).hexdigest()
+    found = xxhash.xxh3_128(buffer.numpy().data).hexdigest()
     if found != update.checksum:
         raise ChecksumError(
             f"weights {update.version}: checksum is {found}, but {update.checksum} was sent"

@@ -248,7 +248,7 @@ def _hash_tensors(tensors: Iterable[torch.Tensor]) -> str:
     for tensor in tensors:
         digest.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -260,7 +260,8 @@ def _hash_text(text: str) -> str:
 
 
 def _random_states() -> dict[str, Any]:
-    kind, keys, *rest = np.random.get_state()
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    assert isinstance(keys, np.ndarray)  # its second place, which the stubs do not tell apart
     return {
         "python": random.getstate(),
         "numpy": (kind, keys.tolist(), *rest),

@@ -47,4 +47,5 @@ def keep_own_extensions() -> None:
     if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
         os.environ.setdefault("TORCH_EXTENSIONS_DIR", own)
     if os.environ.get("TORCH_EXTENSIONS_DIR") == own:
-        cpp_extension.FileBaton = Baton
+        # Put in the place of torch's own, which no option would exchange.
+        cpp_extension.FileBaton = Baton  # type: ignore[attr-defined,assignment]

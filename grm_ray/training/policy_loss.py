@@ -24,6 +24,7 @@ from grm_ray.objectives.advantages import (
 )
 from grm_ray.objectives.kl import (
     ESTIMATORS,
+    Estimator,
     chi_squared,
     kl_loss,
     kl_rewards,
@@ -96,10 +97,24 @@ class Targets:
     def of(self, at_N: torch.Tensor, offsets_C1: torch.Tensor, device: torch.device) -> Targets:
         """Some whole rows: their tokens stand at `at_N`, and get the offsets `offsets_C1`."""
         before = self.before
-        flat = (before.logp_T, before.ref_logp_T, before.values_T, before.engine_logp_T)
-        own = (self.advantages_T, self.returns_T, self.weights_T)
-        flat, own = (tuple(x[at_N].to(device) for x in group) for group in (flat, own))
-        return Targets(Before(*flat, offsets_C1), *own, self.penalty, self.slope)
+
+        def those(x_T: torch.Tensor) -> torch.Tensor:
+            return x_T[at_N].to(device)
+
+        return Targets(
+            Before(
+                those(before.logp_T),
+                those(before.ref_logp_T),
+                those(before.values_T),
+                those(before.engine_logp_T),
+                offsets_C1,
+            ),
+            those(self.advantages_T),
+            those(self.returns_T),
+            those(self.weights_T),
+            self.penalty,
+            self.slope,
+        )
 
 
 class PolicyLoss:
@@ -117,6 +132,9 @@ class PolicyLoss:
         self.has_critic = config.estimator == "gae"
         self.wants_entropy = config.entropy_coefficient > 0
         self._is_root = config.kl.estimator == "sqrt_chi_squared"
+        self._kl: Estimator = (
+            "k1" if config.kl.estimator == "sqrt_chi_squared" else config.kl.estimator
+        )
         self._in_reward = config.penalty_place == "reward"
         # Whitening, and GRPO's scaling, take the rewards' unit out of the advantages.
         self.keeps_unit = not self._whitens and config.estimator != "grpo"
@@ -128,7 +146,7 @@ class PolicyLoss:
         if not self._in_reward:
             return torch.zeros(len(before.offsets_B1) - 1)
         return row_sums(
-            ESTIMATORS[self._config.kl.estimator](before.logp_T, before.ref_logp_T),
+            ESTIMATORS[self._kl](before.logp_T, before.ref_logp_T),
             before.offsets_B1,
         )
 
@@ -183,7 +201,7 @@ class PolicyLoss:
                 before.ref_logp_T,
                 offsets_B1,
                 coefficient if self._in_reward else 0.0,
-                config.kl.estimator if self._in_reward else "k1",
+                self._kl if self._in_reward else "k1",
             )
             if self.has_critic:
                 advantages_T, returns_T = gae(
@@ -323,7 +341,7 @@ class PolicyLoss:
             chi = rows_B.sum() / rows
             penalty = targets.penalty * targets.slope * chi
         elif not self._in_reward:
-            kl_T = kl_loss(logp_T, before.ref_logp_T, self._config.kl.estimator)
+            kl_T = kl_loss(logp_T, before.ref_logp_T, self._kl)
             penalty = targets.penalty * self._mean(kl_T, before.offsets_B1, tokens, rows)
         return penalty, chi
 

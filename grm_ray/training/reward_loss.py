@@ -67,9 +67,9 @@ class RewardLoss:
     def __init__(self, config: PreferenceLoss) -> None:
         self._config = config
         self._preference = resolve("preference loss", config.preference, "loss.preference")
-        regularize = config.regularizer is not None and config.alpha > 0
+        name = config.regularizer if config.alpha > 0 else None
         self._regularizer = (
-            resolve("regularizer", config.regularizer, "loss.regularizer") if regularize else None
+            None if name is None else resolve("regularizer", name, "loss.regularizer")
         )
         self.regression = config.preference == "regression"
         given = GIVEN_TO_REGRESSION if self.regression else GIVEN_TO_PREFERENCE
@@ -214,9 +214,8 @@ def gradient_ratio(
     with torch.no_grad():
         hidden_TH = model.hidden(packed)
     hidden_TH.requires_grad_(True)
-    values = loss.of_scores(
-        *model.heads(hidden_TH, packed, loss.logprobs_of(len(pairs.groups))), pairs
-    )
+    scores_A, logp_C = model.heads(hidden_TH, packed, loss.logprobs_of(len(pairs.groups)))
+    values = loss.of_scores(scores_A, logp_C, pairs)
     (of_preference,) = torch.autograd.grad(values["preference"].sum(), hidden_TH, retain_graph=True)
     (of_regularizer,) = torch.autograd.grad(values["regularizer"].sum(), hidden_TH)
     below = float((1 - alpha) * of_preference.float().norm())
