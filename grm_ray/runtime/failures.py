@@ -32,7 +32,7 @@ class Failure(StrEnum):
 # The worker is gone, by its own fault or because the node's memory ran out.
 DEATHS = (RayActorError, OutOfMemoryError, WorkerCrashedError, NodeDiedError)
 # A process whose device or memory is spent, though it answers: a new one may do better. By name,
-# because this floor knows no torch: PyTorch's out of memory and lost devices.
+# because this file is imported where torch is not: PyTorch's out of memory and lost devices.
 _SPENT = ("OutOfMemoryError", "AcceleratorError", "MemoryError")
 
 

@@ -1,4 +1,4 @@
-"""The house stands: imports run downward only, mathematics stays pure, every config loads."""
+"""Imports run downward only, mathematics stays pure, every config loads."""
 
 import ast
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "grm_ray"
-FLOORS = [
+LAYERS = [
     "jobs",
     "drivers",
     "workers",
@@ -26,7 +26,7 @@ JOBS |= {"export", "report", "command"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def floor(module: str) -> str | None:
+def layer(module: str) -> str | None:
     parts = module.split(".")
     if parts[0] != "grm_ray" or len(parts) < 2:
         return None
@@ -47,14 +47,14 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_run_downward_only(path):
     module = ".".join(["grm_ray", *path.relative_to(PACKAGE).with_suffix("").parts])
-    here = floor(module)
+    here = layer(module)
     if here == "__init__":
         return
-    assert here in FLOORS, f"{path} stands on no floor of the house"
+    assert here in LAYERS, f"{path} is in no layer"
     for target in imports(path):
-        there = floor(target)
-        if there in FLOORS:
-            assert FLOORS.index(there) >= FLOORS.index(here), f"{here} imports {target}"
+        there = layer(target)
+        if there in LAYERS:
+            assert LAYERS.index(there) >= LAYERS.index(here), f"{here} imports {target}"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_imports_run_downward_only(path):
         ("data", {"ray", "deepspeed"}),
     ],
 )
-def test_pure_floors_stay_pure(folder, forbidden):
+def test_pure_layers_stay_pure(folder, forbidden):
     for path in (PACKAGE / folder).rglob("*.py"):
         for name in imports(path):
             prefixes = {".".join(name.split(".")[:n]) for n in (1, 2)}
