@@ -70,7 +70,7 @@ class _Row(_Form):
     @model_validator(mode="after")
     def _one_of_two(self) -> _Row:
         if (self.messages is None) == (self.prompt is None):
-            raise ValueError("give messages (a conversation) or prompt (plain text), not both")
+            raise ValueError("give either messages (a conversation) or prompt (plain text)")
         return self
 
 
@@ -95,7 +95,7 @@ class _Classify(_Form):
     @model_validator(mode="after")
     def _one_of_two(self) -> _Classify:
         if (self.messages is None) == (self.input is None):
-            raise ValueError("give input (texts) or messages (a conversation), not both")
+            raise ValueError("give either input (texts) or messages (a conversation)")
         return self
 
 
