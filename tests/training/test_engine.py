@@ -65,7 +65,7 @@ REFUSED = {
     "without random states": "random-0.pt is missing",
     "with another norm": "lm.model.norm.weight has shape (63,), here (64,)",
     "without a norm": "lm.model.norm.weight is not in it",
-    "with another layer": "lm.more.weight is in it, and nothing trains it here",
+    "with another layer": "lm.more.weight is in it, but is not trained by this config",
 }
 ANOTHER_SCHEDULE = {"another schedule": {"stage": 2, "load": "1 stage 2", "total_steps": 21}}
 
@@ -219,4 +219,4 @@ def test_a_checkpoint_that_is_damaged_or_of_another_model_is_refused(results, ki
 
 
 def test_a_checkpoint_of_another_schedule_is_refused(results):
-    assert "is of a run of 20 steps, not 21" in results["another schedule"]["refused"]
+    assert "is from a run of 20 steps, not 21" in results["another schedule"]["refused"]

@@ -132,4 +132,4 @@ def test_a_row_that_fits_no_memory_ends_with_what_to_do(tmp_path):
     tiny_backbone(tmp_path / "model")
     run = {"stage": 0, "fail": "forward", "above": 4}
     said = launch(RANK, 1, {"row": run}, tmp_path, failing=True)
-    assert re.search(r"RunStopped: out of memory, at \d+ tokens .* cannot be parted", said), said
+    assert re.search(r"RunStopped: out of memory, at \d+ tokens .* cannot be split", said), said
